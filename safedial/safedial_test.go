@@ -1,0 +1,381 @@
+package safedial
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// refused are addresses no resolver may lead us to, with the words the refusal must quote.
+var refused = []struct{ address, quote string }{
+	{"0.0.0.0", "RFC 1122"},
+	{"0.1.2.3", "RFC 791"},
+	{"10.0.0.1", "RFC 1918"},
+	{"100.100.100.200", "RFC 6598"}, // a cloud's metadata service, in shared address space
+	{"127.0.0.1", "RFC 1122"},
+	{"127.255.255.254", "RFC 1122"},
+	{"168.63.129.16", "Azure"},
+	{"169.254.169.254", "RFC 3927"},
+	{"169.254.170.2", "RFC 3927"},
+	{"169.254.170.23", "RFC 3927"},
+	{"169.254.20.10", "RFC 3927"},
+	{"172.17.0.1", "RFC 1918"},
+	{"172.31.255.255", "RFC 1918"},
+	{"192.0.0.192", "RFC 6890"},
+	{"192.0.0.1", "RFC 7335"},
+	{"192.0.2.1", "RFC 5737"},
+	{"192.88.99.1", "RFC 7526"},
+	{"192.168.0.1", "RFC 1918"},
+	{"198.18.0.1", "RFC 2544"},
+	{"198.51.100.1", "RFC 5737"},
+	{"203.0.113.1", "RFC 5737"},
+	{"224.0.0.1", "RFC 5771"},
+	{"239.255.255.255", "RFC 5771"},
+	{"240.0.0.1", "RFC 1112"},
+	{"255.255.255.255", "RFC 8190"},
+	{"::", "RFC 4291"},
+	{"::1", "RFC 4291"},
+	{"::2", "RFC 4291"},
+	{"::127.0.0.1", "carries 127.0.0.1"},
+	{"::93.184.216.34", "IPv4-compatible"}, // public inside, but the form is withdrawn
+	{"::ffff:127.0.0.1", "127.0.0.0/8"},
+	{"::ffff:169.254.169.254", "RFC 3927"},
+	{"::ffff:0:127.0.0.1", "carries 127.0.0.1"},
+	{"::ffff:0:93.184.216.34", "IPv4-translated"},
+	{"64:ff9b::7f00:1", "carries 127.0.0.1"},
+	{"64:ff9b::a9fe:a9fe", "carries 169.254.169.254"},
+	{"64:ff9b:1::a9fe:a9fe", "RFC 8215"},
+	{"100::1", "RFC 6666"},
+	{"100:0:0:1::1", "RFC 9780"},
+	{"2001::1", "Teredo"},
+	{"2001:0:0:0:0:0:80ff:fffe", "carries 127.0.0.1"}, // Teredo inverts the client's address
+	{"2001:db8::1", "RFC 3849"},
+	{"2001:1ff::1", "RFC 2928"},
+	{"2002:7f00:1::1", "carries 127.0.0.1"},
+	{"2002:5db8:d822::1", "RFC 3056"},
+	{"3fff::1", "RFC 9637"},
+	{"4000::1", "2000::/3"},
+	{"5f00::1", "RFC 9602"},
+	{"fc00::1", "RFC 4193"},
+	{"fd00:ec2::254", "RFC 4193"},
+	{"fd00:ec2::23", "RFC 4193"},
+	{"fd20:ce::254", "RFC 4193"},
+	{"fe80::1", "RFC 4291"},
+	{"fec0::1", "RFC 3879"},
+	{"ff02::1", "RFC 4291"},
+}
+
+// ordinary are the controls: a guard that refuses them guards nothing, it only breaks.
+var ordinary = []string{
+	"93.184.216.34", "1.1.1.1", "128.0.0.0", "223.255.255.255", "172.32.0.1", "100.128.0.1", "168.63.129.17",
+	"2606:4700::1111", "2a00:1450::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822",
+}
+
+func TestSpecialAddresses(t *testing.T) {
+	for _, test := range refused {
+		reason := special(netip.MustParseAddr(test.address))
+		if !strings.Contains(reason, test.quote) {
+			t.Errorf("%s: reason %q does not quote %q", test.address, reason, test.quote)
+		}
+	}
+	for _, address := range ordinary {
+		if reason := special(netip.MustParseAddr(address)); reason != "" {
+			t.Errorf("%s is refused: %s", address, reason)
+		}
+	}
+}
+
+func TestRegistryIsWhole(t *testing.T) {
+	list, err := readBlocks(specialCSV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[netip.Prefix]bool{}
+	for _, b := range list {
+		if b.prefix != b.prefix.Masked() {
+			t.Errorf("%s has bits after its prefix", b.prefix)
+		}
+		if b.name == "" || b.source == "" {
+			t.Errorf("%s lacks name or source", b.prefix)
+		}
+		if seen[b.prefix] {
+			t.Errorf("%s stands twice", b.prefix)
+		}
+		seen[b.prefix] = true
+	}
+	for _, broken := range []string{"10.0.0.0/8,Private-Use", "10.0.0.0/33,a,b", "ten,a,b"} {
+		if _, err := readBlocks(broken); err == nil {
+			t.Errorf("%q is read", broken)
+		}
+	}
+}
+
+func TestAmbiguousHostsReachNoResolver(t *testing.T) {
+	dns := newResolver(t, map[string][]string{})
+	guard := &Guard{resolver: dns.resolver()}
+	for _, host := range []string{
+		"0177.0.0.1", "0x7f.1", "0x7F000001", "2130706433", "127.1", "127.0.1", "127.0.0.01", "0", "0x", "1.2.3.4.5",
+		"127.0.0.1.", "localhost.", "example.com.", "example..com", ".example.com", "exam ple.com", "example.com\x00.allowed.com",
+		"example.com\r\n", "a@b", "a#b", "a\\b", "a/b", "a%00b", "ｅｘａｍｐｌｅ.com", "bücher.example", "１２７.0.0.1", "-a.com", "a-.com",
+		strings.Repeat("a", 64) + ".com", strings.Repeat("a.", 127) + "com", "", "fe80::1%eth0", "[::1]", "999.1.1.1", "256.256.256.256", "a.0x1",
+	} {
+		_, err := guard.dial(t.Context(), "tcp", net.JoinHostPort(host, "80"))
+		var denied *DeniedError
+		var unsplit *net.AddrError // brackets inside brackets are no host and port at all
+		if !errors.As(err, &denied) && !errors.As(err, &unsplit) {
+			t.Errorf("%q: %v", host, err)
+		}
+	}
+	if n := dns.count(); n != 0 {
+		t.Errorf("%d questions were asked", n)
+	}
+	for _, host := range []string{"example.com", "EXAMPLE.com", "xn--bcher-kva.example", "_dns.example.com", "a", "0x7g.example", "1.example", "93.184.216.34", "2606:4700::1111", "1e1"} {
+		if reason := ambiguous(host); reason != "" {
+			t.Errorf("%q: %s", host, reason)
+		}
+	}
+}
+
+// FuzzAmbiguous: a host that is not refused is an address that has one spelling up
+// to letter case and zeros, or a name that no reader takes for an address.
+func FuzzAmbiguous(f *testing.F) {
+	for _, seed := range []string{"127.0.0.1", "127.1", "0x7f.1", "example.com", "::1", "fe80::1%lo", "a..b", "0"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, host string) {
+		if ambiguous(host) != "" {
+			return
+		}
+		if _, err := netip.ParseAddr(host); err == nil {
+			return
+		}
+		last := host[strings.LastIndexByte(host, '.')+1:]
+		if last == "" || strings.Trim(last, "0123456789") == "" || strings.ContainsAny(host, " \t\r\n\x00/@#?\\%:[]") {
+			t.Errorf("%q passes as a name", host)
+		}
+	})
+}
+
+// FuzzSpecial: the way an IPv4 address is written into an IPv6 address does not make it an ordinary destination.
+func FuzzSpecial(f *testing.F) {
+	f.Add([]byte{169, 254, 169, 254})
+	f.Add([]byte{93, 184, 216, 34})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) != 4 {
+			return
+		}
+		inner := netip.AddrFrom4([4]byte(b))
+		if special(inner) == "" {
+			return
+		}
+		for name, bytes := range map[string][16]byte{
+			"mapped":     {10: 0xff, 11: 0xff, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
+			"compatible": {12: b[0], 13: b[1], 14: b[2], 15: b[3]},
+			"translated": {8: 0xff, 9: 0xff, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
+			"nat64":      {1: 0x64, 2: 0xff, 3: 0x9b, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
+			"6to4":       {0: 0x20, 1: 2, 2: b[0], 3: b[1], 4: b[2], 5: b[3]},
+			"teredo":     {0: 0x20, 1: 1, 12: ^b[0], 13: ^b[1], 14: ^b[2], 15: ^b[3]},
+		} {
+			if special(netip.AddrFrom16(bytes)) == "" {
+				t.Errorf("%s as %s is ordinary", inner, name)
+			}
+		}
+	})
+}
+
+func TestDialRefusesWhatNamesResolveTo(t *testing.T) {
+	names := map[string][]string{}
+	for i, test := range refused {
+		names[string(rune('a'+i%26))+string(rune('a'+i/26))+".example."] = []string{test.address}
+	}
+	dns := newResolver(t, names)
+	guard := &Guard{resolver: dns.resolver(), Timeout: 2 * time.Second}
+	for name, addresses := range names {
+		_, err := guard.Client().Get("http://" + strings.TrimSuffix(name, ".") + "/")
+		var denied *DeniedError
+		if !errors.As(err, &denied) {
+			t.Errorf("%s (%s): %v", name, addresses, err)
+			continue
+		}
+		if want := netip.MustParseAddr(addresses[0]).Unmap(); denied.Address.Unmap() != want || denied.Host+"." != name {
+			t.Errorf("%s: refused as %v", name, denied)
+		}
+	}
+}
+
+func TestDialRefusesLiterals(t *testing.T) {
+	guard := &Guard{}
+	for _, test := range refused {
+		_, err := guard.Client().Get("http://" + net.JoinHostPort(test.address, "80") + "/")
+		var denied *DeniedError
+		if !errors.As(err, &denied) {
+			t.Errorf("%s: %v", test.address, err)
+		}
+	}
+}
+
+func TestAllowedDestinationIsResolvedOnceAndServed(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Accept-Encoding") != "" {
+			t.Errorf("compression was asked for: %q", r.Header.Get("Accept-Encoding"))
+		}
+		http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound)
+	}))
+	defer server.Close()
+	t.Setenv("HTTP_PROXY", "http://192.0.2.1:1")
+	t.Setenv("http_proxy", "http://192.0.2.1:1")
+	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
+	dns := newResolver(t, map[string][]string{"keys.example.": {"127.0.0.1"}})
+
+	guard := &Guard{Allow: []string{"KEYS.example:" + port}, resolver: dns.resolver()}
+	client := guard.Client()
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://keys.example:" + port + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusFound {
+		t.Errorf("a redirect was followed: status %d", response.StatusCode)
+	}
+	if n := dns.asked("keys.example.", dnsmessage.TypeA); n != 1 {
+		t.Errorf("the name was resolved %d times", n)
+	}
+
+	other := &Guard{Allow: []string{"keys.example:1", "keys.example", port, ""}, resolver: dns.resolver()}
+	_, err = other.Client().Get("http://keys.example:" + port + "/")
+	var denied *DeniedError
+	if !errors.As(err, &denied) {
+		t.Errorf("an entry for another port opened this one: %v", err)
+	}
+	zero := &Guard{}
+	if _, err = zero.Client().Get(server.URL); !errors.As(err, &denied) {
+		t.Errorf("the zero guard dialled loopback: %v", err)
+	}
+}
+
+// An answer that changes between check and use gains nothing: there is one answer.
+func TestRebindingIsNotAsked(t *testing.T) {
+	dns := newResolver(t, map[string][]string{"rebind.example.": {"127.0.0.1", "93.184.216.34"}})
+	dns.mu.Lock()
+	dns.rotate = true
+	dns.mu.Unlock()
+	guard := &Guard{resolver: dns.resolver(), Timeout: time.Second}
+	_, err := guard.dial(t.Context(), "tcp4", "rebind.example:80")
+	var denied *DeniedError
+	if !errors.As(err, &denied) || denied.Address != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("got %v", err)
+	}
+	if n := dns.asked("rebind.example.", dnsmessage.TypeA); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func TestOtherNetworksAreRefused(t *testing.T) {
+	guard := &Guard{Allow: []string{"127.0.0.1:9"}}
+	if c, err := guard.dial(t.Context(), "udp", "127.0.0.1:9"); err == nil {
+		c.Close()
+		t.Error("UDP was dialled")
+	}
+	if _, err := guard.dial(t.Context(), "tcp", "no port"); err == nil {
+		t.Error("an address without port was dialled")
+	}
+}
+
+// resolver is a DNS server on loopback that answers from a table and counts.
+type resolver struct {
+	names  map[string][]string
+	rotate bool // the first answer only, then the next one
+	conn   net.PacketConn
+
+	mu        sync.Mutex
+	questions []dnsmessage.Question
+}
+
+func newResolver(t *testing.T, names map[string][]string) *resolver {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &resolver{names: names, conn: conn}
+	done := make(chan struct{})
+	go func() { defer close(done); r.serve() }()
+	t.Cleanup(func() { conn.Close(); <-done })
+	return r
+}
+
+func (r *resolver) resolver() *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "udp", r.conn.LocalAddr().String())
+	}}
+}
+
+func (r *resolver) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.questions)
+}
+
+func (r *resolver) asked(name string, kind dnsmessage.Type) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, q := range r.questions {
+		if q.Name.String() == name && q.Type == kind {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *resolver) serve() {
+	buffer := make([]byte, 1500)
+	for {
+		n, peer, err := r.conn.ReadFrom(buffer)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(buffer[:n]) != nil || len(m.Questions) != 1 {
+			continue
+		}
+		q := m.Questions[0]
+		answer := dnsmessage.Message{Header: dnsmessage.Header{ID: m.ID, Response: true, RecursionAvailable: true}, Questions: m.Questions}
+		r.mu.Lock()
+		addresses := r.names[q.Name.String()]
+		if r.rotate && len(addresses) > 0 {
+			if q.Type == dnsmessage.TypeA {
+				r.names[q.Name.String()] = addresses[1:]
+			}
+			addresses = addresses[:1]
+		}
+		r.questions = append(r.questions, q)
+		r.mu.Unlock()
+		for _, a := range addresses {
+			address := netip.MustParseAddr(a)
+			header := dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET}
+			switch {
+			case q.Type == dnsmessage.TypeA && address.Is4():
+				answer.Answers = append(answer.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: address.As4()}})
+			case q.Type == dnsmessage.TypeAAAA && address.Is6():
+				answer.Answers = append(answer.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AAAAResource{AAAA: address.As16()}})
+			}
+		}
+		if packed, err := answer.Pack(); err == nil {
+			r.conn.WriteTo(packed, peer)
+		}
+	}
+}
