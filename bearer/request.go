@@ -1,0 +1,108 @@
+package bearer
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// FromRequest takes the one credential of a request (RFC 6750, section 2.1). A *Error has code
+// "missing_token" (none), "multiple_credentials", "malformed_authorization" or "unsupported_scheme".
+//
+// Only the Authorization header is a credential. A token in the query, a cookie or
+// a form is never taken, and the body is never read; but an access_token in the query
+// or a cookie beside the header is "multiple_credentials", since whoever stands behind
+// may prefer the other.
+func FromRequest(r *http.Request) (Token, error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return Token{}, refuse(codeMissing, "no Authorization header")
+	}
+	if len(values) > 1 {
+		return Token{}, refuse(codeMultiple, "%d Authorization headers", len(values))
+	}
+	if namesToken(r.URL) || len(r.CookiesNamed(tokenParameter)) > 0 {
+		return Token{}, refuse(codeMultiple, "an access_token in the query or a cookie beside the Authorization header")
+	}
+	return fromHeader(values[0])
+}
+
+// fromHeader takes the token from "Bearer", in any case, one space and a b64token.
+func fromHeader(value string) (Token, error) {
+	if joined(value) {
+		return Token{}, refuse(codeMultiple, "more than one credential in the Authorization header")
+	}
+	scheme, raw, spaced := strings.Cut(value, " ")
+	switch {
+	case !isName(scheme):
+		return Token{}, refuse(codeMalformed, "no authentication scheme and one space")
+	case !strings.EqualFold(scheme, "Bearer"):
+		return Token{}, refuse(codeScheme, "scheme %s", brief(scheme))
+	case !spaced || !isToken68(raw):
+		return Token{}, refuse(codeMalformed, "the scheme is not followed by one space and one token")
+	}
+	return NewToken(raw), nil
+}
+
+// joined tells whether a list of credentials was made of several headers on the
+// way (RFC 9110, section 5.3): a comma, and a Bearer credential on either side.
+func joined(value string) bool {
+	first, rest, comma := strings.Cut(value, ",")
+	if !comma {
+		return false
+	}
+	for part := range strings.SplitSeq(rest, ",") {
+		scheme, _, spaced := strings.Cut(strings.Trim(part, " \t"), " ")
+		if spaced && (isBearer(scheme) || isBearer(first) && isName(scheme)) {
+			return true
+		}
+	}
+	return false
+}
+
+func isBearer(credential string) bool {
+	scheme, _, _ := strings.Cut(credential, " ")
+	return strings.EqualFold(scheme, "Bearer")
+}
+
+const tokenParameter = "access_token"
+
+// namesToken tells whether any reader of the query could find an access_token in
+// it, so it splits at both separators, takes name[] for name and reads names that
+// are not quite well formed.
+func namesToken(u *url.URL) bool {
+	if u == nil || u.RawQuery == "" {
+		return false
+	}
+	for pair := range strings.FieldsFuncSeq(u.RawQuery, func(r rune) bool { return r == '&' || r == ';' }) {
+		name, _, _ := strings.Cut(pair, "=")
+		if unescaped, err := url.QueryUnescape(name); err == nil {
+			name = unescaped
+		}
+		name, _, _ = strings.Cut(name, "[")
+		if strings.EqualFold(strings.TrimSpace(name), tokenParameter) {
+			return true
+		}
+	}
+	return false
+}
+
+// isName is RFC 9110's token: what a scheme is written with.
+func isName(s string) bool {
+	return s != "" && strings.Trim(s, "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
+}
+
+// isToken68 is RFC 6750's b64token.
+func isToken68(s string) bool {
+	body := strings.TrimRight(s, "=")
+	if body == "" {
+		return false
+	}
+	for i := range len(body) {
+		c := body[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~+/", c) >= 0) {
+			return false
+		}
+	}
+	return true
+}

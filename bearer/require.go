@@ -1,0 +1,80 @@
+package bearer
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/sallyport/sallyport/identity"
+)
+
+// Require is middleware: next runs only with a verified token that has every scope; the caller is in the
+// request's context (identity.FromContext). Any other request is answered here, with a challenge (RFC 6750,
+// section 3) and a problem document (RFC 9457) whose code is that of the Error.
+func Require(v *Verifier, scopes ...string) func(next http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			caller, err := admit(v, r, scopes)
+			if err != nil {
+				answer(w, err, scopes)
+				return
+			}
+			next.ServeHTTP(w, r.WithContext(identity.NewContext(r.Context(), caller)))
+		})
+	}
+}
+
+// admit is the straight line: take, verify, scopes.
+func admit(v *Verifier, r *http.Request, scopes []string) (identity.Caller, error) {
+	token, err := FromRequest(r)
+	if err != nil {
+		return identity.Caller{}, err
+	}
+	caller, err := v.Verify(r.Context(), token)
+	if err != nil {
+		return identity.Caller{}, err
+	}
+	for _, scope := range scopes {
+		if !slices.Contains(caller.Scopes, scope) {
+			return identity.Caller{}, refuse(codeScope, "no scope %s", brief(scope))
+		}
+	}
+	return caller, nil
+}
+
+// answer tells the client the code, and nothing of the detail.
+func answer(w http.ResponseWriter, err error, scopes []string) {
+	var refusal *Error
+	if !errors.As(err, &refusal) {
+		refusal = &Error{Code: codeCanceled, Err: err}
+	}
+	status := refusal.Status()
+	if status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusBadRequest {
+		w.Header().Set("WWW-Authenticate", challengeHeader(refusal, scopes))
+	}
+	if refusal.Code == codeUnavailable {
+		w.Header().Set("Retry-After", "5")
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	// an error means that the client has gone
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"type": "about:blank", "title": http.StatusText(status), "status": status, "code": refusal.Code,
+	})
+}
+
+func challengeHeader(refusal *Error, scopes []string) string {
+	challenge := `Bearer realm="sallyport"`
+	if code := refusal.challenge(); code != "" {
+		challenge += fmt.Sprintf(`, error=%q`, code)
+	}
+	// what is no scope token would end the quoted string
+	if refusal.Code == codeScope && !slices.ContainsFunc(scopes, func(s string) bool { return !isScope(s) }) {
+		challenge += fmt.Sprintf(`, scope="%s"`, strings.Join(scopes, " "))
+	}
+	return challenge
+}
