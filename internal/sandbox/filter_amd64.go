@@ -1,0 +1,34 @@
+package sandbox
+
+import (
+	"debug/elf"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	auditArch  = unix.AUDIT_ARCH_X86_64
+	elfMachine = elf.EM_X86_64
+)
+
+// archPrologue runs with the system call's number loaded. x32 has the same audit architecture and other numbers,
+// marked by bit 30 (__X32_SYSCALL_BIT); nobody has used it for years.
+func archPrologue() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: 0x40000000, SkipFalse: 1},
+		bpf.RetConstant{Val: uint32(answerKill)},
+	}
+}
+
+// archRows are the calls that other architectures do not have.
+func archRows() []row {
+	eperm := refuse(unix.EPERM)
+	return []row{
+		{"iopl", unix.SYS_IOPL, nil, eperm, "ports of the machine"},
+		{"ioperm", unix.SYS_IOPERM, nil, eperm, "ports of the machine"},
+		{"modify_ldt", unix.SYS_MODIFY_LDT, nil, eperm, "16-bit segments: kernel surface that no service needs"},
+		{"uselib", unix.SYS_USELIB, nil, eperm, "maps a library past Landlock's execute right"},
+		{"create_module", unix.SYS_CREATE_MODULE, nil, eperm, "the machine is not the program's"},
+	}
+}

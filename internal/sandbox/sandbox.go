@@ -1,0 +1,119 @@
+// Package sandbox starts a program with less power than it would have had, in a default, unprivileged container.
+//
+//	if err := sandbox.Drop(profile); err != nil { ... } // we become the program's user, for good
+//	p, err := sandbox.Launch(ctx, profile, sandbox.Command{Path: "node", Args: []string{"node", "dist/main.js"}})
+//	code, err := p.Wait()
+//
+// It is one straight line in two processes, each step in the file of its name:
+//
+//	parent:  profile ─ plan ─ start child ─────────────────────── supervise ─ report
+//	child:                     drop ─ confine ─ self-test ─ exec
+//
+// The child is this same binary, started anew; main must call Child before anything else. Four layers stand around
+// the program, each of which would still hold if another one fell:
+//
+//   - it has a user of its own, no capability, no new privileges, and only the descriptors and variables it was given;
+//   - Landlock lets it read, write and execute only what the profile names, and nothing that it can write can it
+//     execute; it bars it from signalling, tracing and reading processes outside, and from binding TCP ports itself;
+//   - a seccomp filter closes, by value, the system calls that go around Landlock or lead out of a container;
+//   - bind(2) and listen(2) go to the supervisor, which does them itself, on its own copy of the address and with
+//     sockets that it made: whatever the program asks for, its listeners are on loopback. No request is ever
+//     answered with "continue", so there is nothing to gain by changing an argument after it was judged.
+//
+// Before the program begins, the child tries each protection from inside the finished walls. What was asked for and
+// does not hold is a gap, and a gap refuses to start unless Profile.AcceptGaps names it.
+//
+// What it does not do. Outgoing connections, UDP included, are the kernel's and unlimited in this version (Network
+// "broker" is therefore a gap), and so are connections to unix sockets with a path: keep the container runtime's
+// socket out of the container. Landlock guards execve, not mmap: an interpreter that may run can still load a file
+// that was written, and the dynamic loader can map one; a directory that is both writable and readable is still
+// data. File names and metadata (stat) are visible everywhere. Processes that `docker exec` or a health check
+// starts stand outside the walls. A socket option set before bind is lost, because bind gives the program another
+// socket; epoll must be told of a socket after bind, as every event loop we know does. A program that its user may
+// not read (mode 0711) cannot bind, because its supervisor cannot read the address it asks for.
+package sandbox
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+)
+
+// Profile is what is asked for. Unset means closed.
+type Profile struct {
+	Preset     string   // "node" or empty
+	User       string   // "uid:gid" or "uid", numbers; as root, empty means 65532:65532; not root, must be empty or who we are
+	Read       []string // files and folders the program may read (never execute unless also in Execute)
+	Write      []string // may read and write; what can be written cannot be executed
+	Execute    []string // may read and execute
+	Deny       []string // must stay closed although they lie in a folder of Read: the supervisor's keys, log and configuration
+	Network    string   // "ports" when empty; "broker" and "none" as the configuration documents
+	Listen     []Listen // where the program may listen
+	Env        Env
+	Limits     Limits
+	AcceptGaps []string // protections that may be missing here, by name
+	Dir        string   // working directory; empty means ours
+}
+
+// Listen is one place where the program may listen: a TCP port on loopback, or a unix socket's path, whose folder
+// the program may then write in.
+type Listen struct {
+	Port uint16
+	Unix string
+}
+
+// Env is the program's environment: nothing but PATH, HOME, LANG, TZ, and what is said here. Pass takes names of our
+// own variables; those by which somebody else's code enters a program (LD_*, NODE_OPTIONS, ...) are refused there
+// and must be written out in Set.
+type Env struct {
+	Pass []string
+	Set  map[string]string
+}
+
+// Limits are rlimits; zero leaves the default in brackets. They never exceed our own hard limits.
+type Limits struct {
+	NoFile uint64 // [4096] open descriptors
+	NProc  uint64 // [4096] processes and threads of the user: of all containers that run as the same uid, taken together
+	Core   uint64 // always 0
+}
+
+// Command is the program.
+type Command struct {
+	Path           string   // a path, or a name to be found in the program's PATH
+	Args           []string // Args[0] is the program's own name
+	Stdin          *os.File // nil is /dev/null
+	Stdout, Stderr io.Writer
+	Logger         *slog.Logger // told what the program was refused, and what to change; nil is nobody
+}
+
+// Protection is one thing the walls do, by its stable name.
+type Protection struct {
+	Name    string `json:"name"`
+	Asked   string `json:"asked"` // empty: not asked for, and no gap if missing
+	InForce bool   `json:"in_force"`
+	How     string `json:"how"`              // how it was tried
+	Detail  string `json:"detail,omitempty"` // why not, or what is worth knowing
+}
+
+func (p Protection) gap() bool { return p.Asked != "" && !p.InForce }
+
+// Plan is the profile against this kernel.
+type Plan struct{ Protections []Protection }
+
+// Enforced is what holds around a started program.
+type Enforced struct{ Protections []Protection }
+
+// GapError names the protections that were asked for and cannot be had here.
+type GapError struct{ Gaps []Protection }
+
+func (e *GapError) Error() string {
+	parts := make([]string, len(e.Gaps))
+	for i, g := range e.Gaps {
+		parts[i] = g.Name
+		if g.Detail != "" {
+			parts[i] += " (" + g.Detail + ")"
+		}
+	}
+	return "protections asked for and not in force here: " + strings.Join(parts, "; ")
+}

@@ -1,0 +1,148 @@
+// Command walls is what the tests run: outside the walls as a supervisor, inside them as the program that tries to
+// get out.
+//
+//	walls supervise JSON    Drop, Launch and Wait, as sallyport run does; "enforced: JSON" goes to standard error
+//	walls try JSON          Try, and the plan on standard output
+//	walls listened JSON     supervise, but with a seccomp listener already installed
+//	walls probe DO...       one line "DO: ok" or "DO: what was refused" for each, see probes
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/sandbox"
+)
+
+// Job is what the test asks a supervisor to do.
+type Job struct {
+	Profile sandbox.Profile
+	Path    string
+	Args    []string
+	Pipes   bool // give the program pipes in place of our own output
+	Timeout time.Duration
+}
+
+func main() {
+	sandbox.Child()
+	switch os.Args[1] {
+	case "supervise":
+		os.Exit(supervise(job()))
+	case "try":
+		j := job()
+		plan, err := sandbox.Try(context.Background(), j.Profile, sandbox.Command{Path: j.Path, Args: j.Args})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "try:", err)
+			os.Exit(70)
+		}
+		json.NewEncoder(os.Stdout).Encode(plan)
+	case "bare": // what it costs to start two programs like this, without walls
+		c := exec.Command(os.Args[2], os.Args[3:]...)
+		if err := c.Run(); err != nil {
+			panic(err)
+		}
+	case "listened":
+		listened(append([]string{os.Args[0], "supervise"}, os.Args[2:]...))
+	case "probe":
+		for _, do := range os.Args[2:] {
+			verb, argument, _ := strings.Cut(do, " ")
+			err := fmt.Errorf("no such probe")
+			if f := probes()[verb]; f != nil {
+				err = f(argument)
+			}
+			if err != nil {
+				fmt.Printf("%s: %v\n", do, err)
+			} else {
+				fmt.Printf("%s: ok\n", do)
+			}
+		}
+	}
+}
+
+func job() (j Job) {
+	if err := json.Unmarshal([]byte(os.Args[2]), &j); err != nil {
+		panic(err)
+	}
+	return j
+}
+
+func supervise(j Job) int {
+	if err := sandbox.Drop(j.Profile); err != nil {
+		fmt.Fprintln(os.Stderr, "drop:", err)
+		return 71
+	}
+	ctx := context.Background()
+	if j.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, j.Timeout)
+		defer cancel()
+	}
+	cmd := sandbox.Command{Path: j.Path, Args: j.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	if j.Pipes {
+		cmd.Stdout, cmd.Stderr = writer{os.Stdout}, writer{os.Stderr}
+	}
+	before := descriptors() + 2 // the two are the runtime's, for files that it can poll
+	// Before the program can ask for one.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	p, err := sandbox.Launch(ctx, j.Profile, cmd)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "launch:", err)
+		if gap, ok := errors.AsType[*sandbox.GapError](err); ok {
+			for _, g := range gap.Gaps {
+				fmt.Fprintln(os.Stderr, "gap:", g.Name)
+			}
+			return 73
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return 74
+		}
+		return 72
+	}
+	enforced, _ := json.Marshal(p.Enforced())
+	fmt.Fprintf(os.Stderr, "enforced: %s\n", enforced)
+	go func() {
+		for s := range signals {
+			if err := p.Signal(s); err != nil {
+				fmt.Fprintln(os.Stderr, "signal:", err)
+			}
+		}
+	}()
+	code, err := p.Wait()
+	if n := descriptors(); n > before {
+		fmt.Fprintf(os.Stderr, "%d descriptors are left of the program\n", n-before)
+		return 78
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "wait:", err)
+		return 75
+	}
+	if err := p.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
+		fmt.Fprintln(os.Stderr, "a signal after the end:", err)
+		return 76
+	}
+	return code
+}
+
+type writer struct{ f *os.File }
+
+func (w writer) Write(p []byte) (int, error) { return w.f.Write(p) }
+
+func descriptors() int {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		panic(err)
+	}
+	return len(names)
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// bindAtSignal leaves the supervisor's process group and its parent's care, and binds when its supervisor is gone.
+func bindAtSignal(file string) error {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGUSR1)
+	fmt.Println("ready")
+	select {
+	case <-c:
+	case <-time.After(30 * time.Second):
+	}
+	err := bindListen("127.0.0.1:61999", true)
+	return os.WriteFile(file, []byte(fmt.Sprint(err)), 0o600)
+}
+
+// leave starts a process that no group signal reaches, and says who is who.
+func leave(file string) error {
+	ready, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	pid, err := syscall.ForkExec(os.Args[0], []string{os.Args[0], "probe", "bind-at-usr1 " + file},
+		&syscall.ProcAttr{Files: []uintptr{0, w.Fd(), 2}, Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		return err
+	}
+	if _, err := ready.Read(make([]byte, 16)); err != nil {
+		return err
+	}
+	fmt.Printf("pid=%d\nleft=%d\n", os.Getpid(), pid)
+	return nil
+}
+
+// signalled ends with 40 when the signal comes.
+func signalled(a string) error {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.Signal(numbers(a)[0]))
+	fmt.Println("ready")
+	select {
+	case <-c:
+		os.Exit(40)
+	case <-time.After(30 * time.Second):
+	}
+	return fmt.Errorf("no signal came")
+}
+
+// serve listens with a plain socket, as C programs do, until it is killed.
+func serve(address string) error {
+	family, sa := sockaddr(address)
+	fd, err := socket(family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return err
+	}
+	if err := unix.Listen(fd, 16); err != nil {
+		return err
+	}
+	for {
+		if c, _, err := unix.Accept(fd); err == nil {
+			unix.Close(c)
+		}
+	}
+}
+
+// both listens on 0.0.0.0 and on :: for IPv6 alone.
+func both(port string) error {
+	a, err := net.Listen("tcp4", "0.0.0.0:"+port)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	b, err := net.Listen("tcp6", "[::]:"+port)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	fmt.Println(a.Addr(), b.Addr())
+	return nil
+}
+
+// listened becomes args with a filter that allows everything and a listener that nobody serves.
+func listened(args []string) {
+	runtime.LockOSThread()
+	allow := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}
+	program := unix.SockFprog{Len: 1, Filter: &allow}
+	err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	if err == nil {
+		fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&program)))
+		err = errno
+		if errno == 0 {
+			unix.FcntlInt(fd, unix.F_SETFD, 0) // the listener lasts as long as its descriptor
+			err = syscall.Exec(args[0], args, os.Environ())
+		}
+	}
+	fmt.Fprintln(os.Stderr, "listened:", err)
+	os.Exit(77)
+}
