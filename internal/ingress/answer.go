@@ -1,0 +1,159 @@
+package ingress
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/wire"
+)
+
+// The codes of this package, beside those of canonicalise, of wire, of policy and of bearer.
+const (
+	// before a route is looked for
+	codeOverloaded       policy.Code = "overloaded"
+	codeMethodRefused    policy.Code = "method_refused" // CONNECT and TRACE, on any path
+	codeForwardedInvalid policy.Code = "forwarded_invalid"
+	codeIdentitySpoof    policy.Code = "identity_spoof"
+	codeHeaderRepeated   policy.Code = "header_repeated" // one that a condition reads
+	codeBodyTooLarge     policy.Code = "body_too_large"
+	codeUpgradeRefused               = policy.Code(wire.UpgradeRefused)
+	codePreflight        policy.Code = "preflight_answered" // not an allow: nothing is forwarded
+	codeCORSRefused      policy.Code = "preflight_refused"
+
+	// on the way to a decision
+	codeTokenInQuery policy.Code = "token_in_query"
+	codeTokenRefused policy.Code = "token_refused" // a verifier's error without a code of its own
+	codeCanceled     policy.Code = "canceled"
+	codeInternal     policy.Code = "internal_error"
+	codeAudit        policy.Code = "audit_unavailable"
+	codeAssertion    policy.Code = "assertion_failed"
+	codeUnreachable  policy.Code = "upstream_unreachable"
+	codeBadAnswer    policy.Code = "upstream_bad_answer"
+	codeUpstreamSlow policy.Code = "upstream_timeout"
+	codeClientGone   policy.Code = "client_gone"
+	codeStreamEnded  policy.Code = "stream_terminated"
+)
+
+// The errors of RFC 6750, section 3.1.
+const (
+	challengeRequest      = "invalid_request"
+	challengeToken        = "invalid_token"
+	challengeInsufficient = "insufficient_scope"
+)
+
+// status is the one table from a code to the status that answers it. Codes of bearer bring their own status.
+func status(code policy.Code) int {
+	switch code {
+	case policy.NoRoute:
+		return http.StatusNotFound
+	case policy.MethodNotAllowed, codeMethodRefused:
+		return http.StatusMethodNotAllowed
+	case policy.MissingToken:
+		return http.StatusUnauthorized
+	case policy.InsufficientScope, policy.ConditionFalse, policy.PolicyError, policy.PublicExpired, codeCORSRefused:
+		return http.StatusForbidden
+	case codePreflight:
+		return http.StatusNoContent
+	case policy.Code(wire.HeaderTimeout), policy.Code(wire.BodyTimeout):
+		return http.StatusRequestTimeout
+	case codeBodyTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case codeTargetTooLong:
+		return http.StatusRequestURITooLong
+	case policy.Code(wire.ExpectationUnknown):
+		return http.StatusExpectationFailed
+	case policy.Code(wire.HeaderTooLarge):
+		return http.StatusRequestHeaderFieldsTooLarge
+	case codeInternal:
+		return http.StatusInternalServerError
+	case codeUnreachable, codeBadAnswer:
+		return http.StatusBadGateway
+	case codeUpstreamSlow:
+		return http.StatusGatewayTimeout
+	case codeOverloaded, codeCanceled, codeAudit, codeAssertion, codeStreamEnded:
+		return http.StatusServiceUnavailable
+	default: // what is malformed or ambiguous
+		return http.StatusBadRequest
+	}
+}
+
+// problem is the body of every answer of ours (RFC 9457). The client is told the code, the operator the reason.
+type problem struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Code      string `json:"code"`
+	RequestID string `json:"request_id"`
+}
+
+// answer sends the client what it is told of a refusal.
+func (x *exchange) answer(d policy.Decision, status int) {
+	h := x.w.Header()
+	clear(h)
+	x.identify(h)
+	x.rules.cors.allow(h, x.r)
+	h.Set("Cache-Control", "no-store")
+	addVary(h, "Authorization")
+	x.challenge(h, d, status)
+	switch {
+	case d.Code == codeOverloaded:
+		h.Set("Retry-After", "1")
+	case len(d.Allow) > 0:
+		h.Set("Allow", strings.Join(d.Allow, ", "))
+	}
+	if x.mustClose() {
+		x.hangUp(h, d.Code)
+	}
+	if d.Code == codePreflight {
+		x.rules.cors.answerPreflight(h)
+		x.w.WriteHeader(status)
+		return
+	}
+	body, err := json.Marshal(problem{"about:blank", http.StatusText(status), status, string(d.Code), x.id})
+	if err != nil { // strings and a number: cannot be
+		x.g.log.Error("write a problem body", "error", err, "request", x.id)
+	}
+	h.Set("Content-Type", "application/problem+json")
+	x.w.WriteHeader(status)
+	x.w.Write(body)
+}
+
+// challenge says what would help (RFC 6750, section 3). Without a token there was no error.
+func (x *exchange) challenge(h http.Header, d policy.Decision, status int) {
+	var problem string
+	switch {
+	case status == http.StatusUnauthorized && (d.Code == policy.MissingToken || d.Code == codeScheme):
+	case status == http.StatusUnauthorized:
+		problem = challengeToken
+	case d.Code == policy.InsufficientScope:
+		problem = challengeInsufficient
+	case d.Code == codeMultiple || d.Code == codeMalformed || d.Code == codeTokenInQuery:
+		problem = challengeRequest
+	default:
+		return
+	}
+	v := `Bearer realm="` + x.g.config.Realm + `"`
+	if problem != "" {
+		v += `, error="` + problem + `"`
+	}
+	if len(d.Missing) > 0 {
+		v += `, scope="` + strings.Join(d.Missing, " ") + `"`
+	}
+	h.Set("WWW-Authenticate", v)
+}
+
+// mustClose reports whether bytes may follow the request that must not be taken for the next one: a body that nobody
+// wanted, or the first bytes of an upgrade that was not granted.
+func (x *exchange) mustClose() bool {
+	return x.refused != nil || x.r.ContentLength != 0 || x.upgrades()
+}
+
+// hangUp ends the connection behind the answer.
+func (x *exchange) hangUp(h http.Header, code policy.Code) {
+	h.Set("Connection", "close")
+	if x.wire != nil {
+		x.wire.HangUp(wire.Code(code))
+	}
+}

@@ -1,0 +1,218 @@
+// Package ingress is the gate in front of a service: nothing reaches the service without a verified token that a
+// route allows.
+//
+//	g, err := ingress.New(ingress.Config{
+//		Upstream: upstream,
+//		Rules:    ingress.Rules{Policy: p, Verifier: v, Assert: signer},
+//		Audit:    log,
+//	})
+//	if err != nil {
+//		return err
+//	}
+//	return g.Serve(ctx, listener)
+//
+// # The line
+//
+// Every request goes down one line, Gateway.ServeHTTP, whose steps are the files of this package:
+//
+//	wire ─ canonical ─ route ─ token ─ verify ─ decide ─ record ─ assert ─ forward ─ outcome
+//
+// A step that does not find what it asks for ends in a denial, and so does one in which the request's context ends
+// or the program panics. Only a decision that allows, and that the audit log has accepted, leads on to assert and
+// forward; whatever happens then, the outcome is recorded under the same id.
+//
+// # The wire
+//
+// net/http reads HTTP/1 leniently. Serve therefore puts a strict reader on each connection (package wire): line ends
+// are CRLF, a request has one Host and one length, header names are letters, digits and "-". What it refuses is
+// answered, recorded and counted like any other denial, and the connection is closed. ServeHTTP by itself, behind
+// another server, judges what that server made of the bytes.
+//
+// # What the service receives
+//
+// The canonical target, the canonical host, and the client's header without what only we may say (header.go): its
+// Authorization is replaced by our assertion, X-Forwarded-For, -Host, -Proto and X-Request-Id are ours. Trailers of
+// requests are dropped.
+//
+// # Limits
+//
+// HTTP/1.0 and 1.1 only, with or without TLS. A request without Host is refused, in HTTP/1.0 too. The Upgrade of a
+// client that merely offers HTTP/2 (h2c) is refused rather than ignored. A service that stops in the middle of an
+// answer is waited for as long as the token is valid and the client stays. Whether a browser's page may open a
+// WebSocket is not judged by its Origin. The body of a request is never read for a credential.
+package ingress
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sallyport/sallyport/bearer"
+	"github.com/sallyport/sallyport/identity"
+	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/wire"
+)
+
+// Config is what a gateway is built from. Rules may change while it runs (Swap), the rest may not.
+type Config struct {
+	Upstream       *url.URL       // http://127.0.0.1:3000 or unix:///path
+	TrustedProxies []netip.Prefix // peers whose X-Forwarded-For is believed; empty: nobody's
+	TLS            *tls.Config    // nil: plain HTTP
+	Limits         Limits
+	Rules          Rules
+	Audit          *audit.Log
+	Metrics        prometheus.Registerer // nil: none
+	Logger         *slog.Logger          // nil: none
+	Realm          string                // for WWW-Authenticate; empty means "sallyport"
+	Now            func() time.Time      // nil means time.Now
+}
+
+// Rules are the part of the configuration that a reload replaces, whole.
+type Rules struct {
+	Policy       *policy.Policy
+	Verifier     *bearer.Verifier
+	Assert       *identity.Signer // nil: the service receives no statement of the caller
+	AssertHeader string           // "Authorization" when empty; its value is "Bearer <assertion>" there, the bare assertion elsewhere
+	CORS         *CORS            // nil: every preflight is refused
+}
+
+// Limits bound what one client can make us hold. Zero means the default in brackets.
+type Limits struct {
+	HeaderBytes     int           // [32 KiB] request line and header fields
+	HeaderFields    int           // [100]
+	BodyBytes       int64         // [10 MiB]
+	HeaderTimeout   time.Duration // [10 s] from the first byte of a request to the end of its header
+	BodyTimeout     time.Duration // [60 s] without a single byte of progress
+	IdleTimeout     time.Duration // [120 s] between two requests of a connection
+	UpstreamTimeout time.Duration // [30 s] until the service's response header
+	Requests        int           // [1024] in flight at once; more are answered 503
+	Connections     int           // [4096] open at once; more wait in the kernel's queue
+	DrainTimeout    time.Duration // [20 s] for requests in flight at shutdown
+}
+
+func (l Limits) withDefaults() Limits {
+	setDefault(&l.HeaderBytes, 32<<10)
+	setDefault(&l.HeaderFields, 100)
+	setDefault(&l.BodyBytes, 10<<20)
+	setDefault(&l.HeaderTimeout, 10*time.Second)
+	setDefault(&l.BodyTimeout, 60*time.Second)
+	setDefault(&l.IdleTimeout, 120*time.Second)
+	setDefault(&l.UpstreamTimeout, 30*time.Second)
+	setDefault(&l.Requests, 1024)
+	setDefault(&l.Connections, 4096)
+	setDefault(&l.DrainTimeout, 20*time.Second)
+	return l
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// wire is the part that holds on the connection.
+func (l Limits) wire() wire.Limits {
+	return wire.Limits{HeaderBytes: l.HeaderBytes, HeaderFields: l.HeaderFields, HeaderTimeout: l.HeaderTimeout, BodyTimeout: l.BodyTimeout}
+}
+
+// check refuses limits that are none.
+func (l Limits) check() error {
+	for _, v := range []int64{
+		int64(l.HeaderBytes), int64(l.HeaderFields), l.BodyBytes, int64(l.HeaderTimeout), int64(l.BodyTimeout),
+		int64(l.IdleTimeout), int64(l.UpstreamTimeout), int64(l.Requests), int64(l.Connections), int64(l.DrainTimeout),
+	} {
+		if v < 0 {
+			return errors.New("a limit is negative")
+		}
+	}
+	return nil
+}
+
+// streamLeeway is how long a stream lives beyond its token, for clocks that disagree.
+const streamLeeway = 5 * time.Second
+
+// Gateway is the gate: an http.Handler, and a server around it.
+type Gateway struct {
+	config    Config
+	log       *slog.Logger
+	now       func() time.Time
+	rules     atomic.Pointer[rules]
+	transport *transport
+	metrics   *metrics
+	inFlight  atomic.Int64
+	leeway    time.Duration
+}
+
+// rules are Rules, checked and made ready.
+type rules struct {
+	Rules
+	headers []string // that the policy reads, in canonical form
+	cors    *cors
+}
+
+// New checks the configuration and builds a gateway. A gateway without policy, verifier or audit log does not build.
+func New(c Config) (*Gateway, error) {
+	if c.Audit == nil {
+		return nil, errors.New("ingress: there is no audit log")
+	}
+	if err := c.Limits.check(); err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
+	}
+	if err := checkTrusted(c.TrustedProxies); err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
+	}
+	c.Limits = c.Limits.withDefaults()
+	setDefault(&c.Realm, "sallyport")
+	if strings.ContainsAny(c.Realm, "\"\\") || !isValue(c.Realm) {
+		return nil, errors.New("ingress: the realm has a character that cannot stand in a challenge")
+	}
+	g := &Gateway{config: c, log: c.Logger, now: c.Now, leeway: streamLeeway}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	if g.now == nil {
+		g.now = time.Now
+	}
+	if err := g.Swap(c.Rules); err != nil {
+		return nil, err
+	}
+	var err error
+	if g.transport, err = newTransport(c.Upstream, c.Limits); err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
+	}
+	if g.metrics, err = newMetrics(c.Metrics, g); err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
+	}
+	return g, nil
+}
+
+// Swap replaces the rules for requests that begin from now on.
+func (g *Gateway) Swap(r Rules) error {
+	if r.Policy == nil {
+		return errors.New("ingress: there is no policy")
+	}
+	if r.Verifier == nil {
+		return errors.New("ingress: there is no token verifier")
+	}
+	made := &rules{Rules: r}
+	var err error
+	if made.AssertHeader, err = checkAssertHeader(r.AssertHeader); err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	if made.cors, err = newCORS(r.CORS); err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	made.headers = canonicalNames(r.Policy.Headers())
+	g.rules.Store(made)
+	return nil
+}

@@ -1,0 +1,144 @@
+package ingress
+
+import (
+	"bufio"
+	"errors"
+	"net"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/wire"
+)
+
+// outcome ends the line, however it went: it is deferred, and a panic ends here too.
+func (x *exchange) outcome() {
+	p := recover()
+	abort := p != nil && x.crashed(p)
+	now := x.g.now()
+	if x.recorded {
+		o := audit.Outcome{
+			ID: x.id, Time: now, Status: x.w.status, Duration: now.Sub(x.began), Error: string(x.failure),
+			BytesIn:  x.upload.n.Load() + x.w.tunnelIn.Load(),
+			BytesOut: x.w.n + x.w.tunnelOut.Load(),
+		}
+		if err := x.g.config.Audit.Outcome(o); err != nil {
+			x.g.log.Error("record an outcome", "request", x.id, "error", err)
+		}
+	}
+	x.g.metrics.done(x, now.Sub(x.began))
+	x.g.inFlight.Add(-1)
+	if abort {
+		panic(http.ErrAbortHandler) // net/http closes the connection: what was begun is not whole
+	}
+}
+
+// crashed finds the reason of a panic: ReverseProxy's way to say that an answer broke off, or a fault of ours. It
+// reports whether the client must be told, by closing the connection, that what it has is not whole.
+func (x *exchange) crashed(p any) bool {
+	if p == http.ErrAbortHandler {
+		if x.failure == "" {
+			x.failure = x.reason(x.readErr)
+		}
+		return true
+	}
+	x.fault(p)
+	x.failure = codeInternal
+	if x.w.begun() {
+		return true
+	}
+	x.answer(policy.Deny(codeInternal, ""), status(codeInternal))
+	return false
+}
+
+// writer is the client's side of an answer: it counts, and remembers how far things got.
+type writer struct {
+	http.ResponseWriter
+	wire      *wire.Conn // nil behind another server
+	status    int        // 0: not begun
+	n         int64      // body bytes
+	length    int64      // body bytes announced; -1: not known, and then ReverseProxy flushes
+	err       error      // that ended the writing
+	tunnelIn  atomic.Int64
+	tunnelOut atomic.Int64
+}
+
+func (w *writer) begun() bool { return w.status != 0 }
+
+// WriteHeader passes informational answers on, and the one final answer.
+func (w *writer) WriteHeader(status int) {
+	if status >= 200 || status == http.StatusSwitchingProtocols {
+		if w.begun() {
+			return
+		}
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	if !w.begun() {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.n += int64(n)
+	w.note(err)
+	if err == nil && w.n < w.length {
+		err = w.FlushError() // the rest may take its time
+	}
+	return n, err
+}
+
+func (w *writer) note(err error) {
+	// A HEAD request has no body to write; that is no failure of the client.
+	if err != nil && w.err == nil && !errors.Is(err, http.ErrBodyNotAllowed) {
+		w.err = err
+	}
+}
+
+// FlushError is what http.ResponseController looks for.
+func (w *writer) FlushError() error {
+	err := http.NewResponseController(w.ResponseWriter).Flush()
+	w.note(err)
+	return err
+}
+
+// Hijack makes the connection a tunnel, for an upgrade that the service has granted.
+func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, b, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	if w.wire != nil {
+		w.wire.Open()
+	}
+	w.status = http.StatusSwitchingProtocols
+	return &tunnel{c, w}, b, nil
+}
+
+// tunnel is a hijacked connection that counts.
+type tunnel struct {
+	net.Conn
+	w *writer
+}
+
+func (t *tunnel) Read(p []byte) (int, error) {
+	n, err := t.Conn.Read(p)
+	t.w.tunnelIn.Add(int64(n))
+	return n, err
+}
+
+func (t *tunnel) Write(p []byte) (int, error) {
+	n, err := t.Conn.Write(p)
+	t.w.tunnelOut.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite ends one direction.
+func (t *tunnel) CloseWrite() error {
+	if h, ok := t.Conn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return nil
+}
