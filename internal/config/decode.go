@@ -1,0 +1,273 @@
+package config
+
+import (
+	"errors"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport/bearer"
+	"github.com/sallyport/sallyport/internal/ingress"
+	"github.com/sallyport/sallyport/internal/policy"
+)
+
+// decode fills a File from what was read. It runs even where something is wrong, so that errors about two keys at once
+// are reported together with those about one; each such check looks only at values that are ok.
+func (r *reader) decode(v *value, now time.Time) *File {
+	f := &File{
+		Ingress: r.ingress(v.get("ingress"), now),
+		Audit:   r.audit(v.get("audit")),
+		Admin:   Admin{Listen: v.get("admin").get("listen").text()},
+	}
+	f.Keys = r.keys(v.get("keys"), f.Ingress.Assertion != nil)
+	f.Sandbox = r.sandbox(v.get("sandbox"), f.Ingress.Upstream)
+	r.together(v, f)
+	return f
+}
+
+func (r *reader) ingress(v *value, now time.Time) Ingress {
+	in := Ingress{
+		Listen:   v.get("listen").text(),
+		Upstream: v.get("upstream").url(),
+		Issuers:  r.issuers(v.get("issuers")),
+		CORS:     r.cors(v.get("cors")),
+		Limits:   limits(v.get("limits")),
+		Realm:    v.get("realm").text(),
+		KeepKeys: v.get("keep_keys").text(),
+	}
+	if t := v.get("tls"); t.isSet {
+		in.TLS = &TLS{Cert: t.get("cert").text(), Key: t.get("key").text(), ClientCA: t.get("client_ca").text()}
+	}
+	for _, p := range v.get("trusted_proxies").entries {
+		if p.ok {
+			in.TrustedProxies = append(in.TrustedProxies, p.prefix())
+		}
+	}
+	if a := v.get("assertion"); a.isSet {
+		in.Assertion = assertion(a)
+	}
+	in.Routes, in.Policy = r.routes(v.get("routes"), now)
+	if u := in.Upstream; u != nil && u.Scheme == "http" {
+		u.Path = "" // "/" and nothing are the same place
+		if !loopback(u.Hostname()) {
+			r.warn(v.get("upstream"), "`serve` only: `run` confines its program to loopback, and could not reach it there",
+				"the service is not on this machine's loopback: make sure that it can be reached through this gate alone")
+		}
+	}
+	return in
+}
+
+func (r *reader) issuers(v *value) []bearer.Issuer {
+	var out []bearer.Issuer
+	first := make(map[string]int)
+	for i, e := range v.entries {
+		is := bearer.Issuer{
+			Audience:    e.get("audience").texts(),
+			Algorithms:  e.get("algorithms").texts(),
+			TokenTypes:  e.get("token_types").texts(),
+			MaxLifetime: e.get("max_lifetime").duration(),
+			Leeway:      e.get("leeway").duration(),
+			Required:    e.get("claims").get("required").texts(),
+			Only:        e.get("claims").get("only").texts(),
+			ScopeClaim:  e.get("scope_claim").text(),
+		}
+		if u := e.get("issuer"); u.ok {
+			is.Issuer = u.raw
+			if before, again := first[is.Issuer]; again {
+				r.fail(u, "one issuer is described once: join the two", "the same as ingress.issuers[%d]", before)
+			} else {
+				first[is.Issuer] = i
+			}
+		}
+		is.Keys = issuerKeys(e.get("keys"))
+		out = append(out, is)
+	}
+	return out
+}
+
+func issuerKeys(v *value) bearer.Keys {
+	if v.is(text) {
+		return bearer.Keys{Discovery: v.text() == "discovery"}
+	}
+	return bearer.Keys{URI: v.get("jwks_uri").raw, File: v.get("jwks_file").text()}
+}
+
+func assertion(v *value) *Assertion {
+	a := &Assertion{
+		Issuer:   v.get("issuer").text(),
+		Audience: v.get("audience").text(),
+		Lifetime: v.get("lifetime").duration(),
+		Header:   v.get("header").text(),
+		Claims:   v.get("claims").texts(),
+	}
+	if a.Lifetime == 0 {
+		a.Lifetime = time.Minute
+	}
+	if a.Header == "" {
+		a.Header = "Authorization"
+	}
+	return a
+}
+
+func (r *reader) cors(v *value) *ingress.CORS {
+	if !v.isSet {
+		return nil
+	}
+	c := &ingress.CORS{
+		Origins:     v.get("origins").texts(),
+		Methods:     v.get("methods").texts(),
+		Headers:     v.get("headers").texts(),
+		Expose:      v.get("expose").texts(),
+		Credentials: v.get("credentials").yes(),
+		MaxAge:      v.get("max_age").duration(),
+	}
+	if c.Credentials && slices.Contains(c.Origins, "*") {
+		r.fail(v.get("credentials"), "name the origins, or remove `credentials`", "any origin, with the browser's credentials, is every site its user visits")
+	}
+	return c
+}
+
+func limits(v *value) ingress.Limits {
+	return ingress.Limits{
+		HeaderBytes:     int(v.get("header_bytes").number()),
+		HeaderFields:    int(v.get("header_fields").number()),
+		BodyBytes:       v.get("body_bytes").number(),
+		HeaderTimeout:   v.get("header_timeout").duration(),
+		BodyTimeout:     v.get("body_timeout").duration(),
+		IdleTimeout:     v.get("idle_timeout").duration(),
+		UpstreamTimeout: v.get("upstream_timeout").duration(),
+		Requests:        int(v.get("requests").number()),
+		Connections:     int(v.get("connections").number()),
+		DrainTimeout:    v.get("drain_timeout").duration(),
+	}
+}
+
+// routes decodes the routes and has the policy compile those that could be read: what the policy finds wrong is
+// reported at the key that it names.
+func (r *reader) routes(v *value, now time.Time) ([]policy.Route, *policy.Policy) {
+	var routes []policy.Route
+	var from []*value // the value of each route
+	for _, e := range v.entries {
+		route := r.route(e, now)
+		if e.ok {
+			routes, from = append(routes, route), append(from, e)
+		}
+	}
+	if len(v.entries) == 0 && v.ok == v.isSet {
+		r.warn(v, "name the ways in: `{name: read-order, match: \"GET /orders/{id}\", scopes: [orders:read]}`", "there is no route: every request is answered 404")
+	}
+	p, err := policy.New(routes)
+	for _, one := range flatten(err) {
+		var re *policy.RouteError
+		if !errors.As(one, &re) || re.Index < 0 || re.Index >= len(from) {
+			r.fail(v, "", "%s", oneLine(one.Error()))
+			continue
+		}
+		at := from[re.Index]
+		switch f := at.get(re.Field); {
+		case re.Field == "any_scope":
+			at = at.get("scopes")
+		case f.isSet:
+			at = f
+		}
+		r.fail(at, oneLine(re.Hint), "%s", oneLine(re.Err.Error()))
+	}
+	return routes, p
+}
+
+func (r *reader) route(v *value, now time.Time) policy.Route {
+	scopes, when, public := v.get("scopes"), v.get("when"), v.get("public")
+	route := policy.Route{
+		Name:        v.get("name").text(),
+		Match:       v.get("match").text(),
+		When:        strings.TrimSpace(when.text()),
+		AllowInPath: v.get("allow_in_path").texts(),
+		Upgrades:    v.get("upgrades").texts(),
+		Headers:     v.get("headers").texts(),
+	}
+	switch {
+	case scopes.is(sequence) && len(scopes.entries) == 0:
+		// Any verified caller; with a condition, any for whom it is true.
+		route.AnyCaller = !when.isSet
+	case scopes.is(sequence):
+		route.Scopes = scopes.texts()
+	default:
+		route.Scopes, route.AnyScope = scopes.get("all").texts(), scopes.get("any").texts()
+	}
+	if public.isSet {
+		route.Public = &policy.Public{Reason: public.get("reason").text(), Owner: public.get("owner").text(), Expires: public.get("expires").time()}
+		if e := public.get("expires"); e.ok && !now.Before(e.time()) {
+			r.warn(e, "give it a later date, or remove the route", "expired: the route is closed since %s", e.time().Format(time.DateOnly))
+		}
+	}
+	if h := v.get("headers"); len(route.Headers) > 0 && !when.isSet {
+		r.fail(h, "remove it", "headers are read by `when`, and there is none")
+		v.ok = false
+	}
+	return route
+}
+
+// together checks what concerns more than one section.
+func (r *reader) together(v *value, f *File) {
+	listen, admin, upstream := v.get("ingress").get("listen"), v.get("admin").get("listen"), v.get("ingress").get("upstream")
+	if listen.ok && admin.ok && samePlace(f.Ingress.Listen, f.Admin.Listen) {
+		r.fail(admin, "give it a port or a socket of its own", "the same as ingress.listen: callers would reach what is for operators")
+	}
+	if upstream.ok {
+		for _, l := range []*value{listen, admin} {
+			if l.ok && samePlace(l.text(), addressOf(f.Ingress.Upstream)) {
+				r.fail(l, "give it a port of its own", "the same as ingress.upstream: the gate would forward to itself")
+			}
+		}
+	}
+	r.walls(v, f)
+}
+
+// addressOf is a URL's host and port, or its socket, as an address is written.
+func addressOf(u *url.URL) string {
+	if u.Scheme == "unix" {
+		return "unix:" + u.Path
+	}
+	return u.Host
+}
+
+// samePlace reports whether two addresses would meet: the same socket, or the same port of the same or of every host.
+func samePlace(a, b string) bool {
+	if a == b {
+		return !strings.HasSuffix(a, ":0")
+	}
+	if strings.HasPrefix(a, "unix:") || strings.HasPrefix(b, "unix:") {
+		return false
+	}
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	every := func(h string) bool { return h == "" || h == "0.0.0.0" || h == "::" }
+	local := func(h string) bool { return loopback(h) || every(h) }
+	return hostA == hostB || every(hostA) && local(hostB) || every(hostB) && local(hostA) ||
+		loopback(hostA) && loopback(hostB) && (hostA == "localhost" || hostB == "localhost")
+}
+
+// flatten takes joined errors apart.
+func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, flatten(e)...)
+		}
+		return out
+	}
+	return []error{err}
+}
+
+// oneLine folds what another package says into one line.
+func oneLine(s string) string {
+	return strings.Join(strings.Fields(s), " ")
+}

@@ -1,0 +1,67 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// FuzzParse: whatever the bytes, Parse gives a file or Errors, each with a place inside the bytes and one line of text;
+// what it reads means the same when it is read again, and the schema admits it.
+func FuzzParse(f *testing.F) {
+	for _, pattern := range []string{"*.bad.yml", "*.good.yml"} {
+		for _, path := range fixtures(f, pattern, 4) {
+			f.Add(read(f, path))
+		}
+	}
+	schema := compileSchema(f)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file, err := parseFixture("fuzz.yml", data)
+		if err != nil {
+			var errs Errors
+			if !errors.As(err, &errs) || len(errs) == 0 || file != nil {
+				t.Fatalf("file %v with error %#v", file, err)
+			}
+			lines := bytes.Split(data, []byte("\n"))
+			for _, e := range errs {
+				if e.Line < 1 || e.Line > len(lines) {
+					t.Fatalf("%v: the file has %d lines", e, len(lines))
+				}
+				if e.Column < 1 || utf8.Valid(data) && e.Column > utf8.RuneCount(lines[e.Line-1])+1 {
+					t.Fatalf("%v: line %d has %d characters", e, e.Line, utf8.RuneCount(lines[e.Line-1]))
+				}
+				if e.Message == "" || strings.ContainsAny(e.Error()+e.Hint, "\n\r\x1b") {
+					t.Fatalf("not one line of text: %q, hint %q", e.Error(), e.Hint)
+				}
+			}
+			return
+		}
+		again, err := parseFixture("fuzz.yml", data)
+		if err != nil || !reflect.DeepEqual(unpoliced(file), unpoliced(again)) {
+			t.Fatalf("the second time: %v\n%+v\n%+v", err, file, again)
+		}
+		node, errs := load("fuzz.yml", data)
+		if len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		if err := schema.Validate(instance(t, node)); err != nil {
+			t.Fatalf("the schema refuses what the parser reads: %v", err)
+		}
+		if len(file.Ingress.Issuers) == 0 || file.Ingress.Listen == "" || file.Ingress.Upstream == nil || file.Ingress.Policy == nil {
+			t.Fatalf("read without what is required: %+v", file.Ingress)
+		}
+		for _, i := range file.Ingress.Issuers {
+			if len(i.Audience) == 0 || i.Issuer == "" {
+				t.Fatalf("an issuer that accepts what it should not: %+v", i)
+			}
+		}
+		for _, p := range file.Ingress.TrustedProxies {
+			if p.Bits() < 7 {
+				t.Fatalf("believed proxies: %v", p)
+			}
+		}
+	})
+}
