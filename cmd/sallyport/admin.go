@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+)
+
+// admin is the listener for operators: a unix socket that only our user may open, or loopback. It never shares a
+// listener with the service's traffic.
+//
+//	GET  /livez                  one constant byte: the process answers
+//	GET  /readyz                 200, or 503 and why: keys, audit log, draining
+//	GET  /metrics                Prometheus
+//	GET  /.well-known/jwks.json  the keys that verify our assertions
+//	POST /reload                 read the configuration again (unix socket only)
+type admin struct {
+	gate     *gate
+	listener net.Listener
+	server   *http.Server
+	draining atomic.Bool
+	reloads  *prometheus.CounterVec
+}
+
+type peerKey struct{}
+
+func newAdmin(g *gate, l net.Listener) *admin {
+	a := &admin{gate: g, listener: l, reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sallyport_reloads_total", Help: "Reloads of the configuration asked of the admin listener, by result."}, []string{"result"})}
+	g.registry.MustRegister(a.reloads)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{'.'}) })
+	mux.HandleFunc("GET /readyz", a.ready)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /.well-known/jwks.json", a.jwks)
+	mux.HandleFunc("POST /reload", a.reload)
+	a.server = &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, c)
+		},
+	}
+	return a
+}
+
+// serve runs until ctx ends. Without a listener it only waits.
+func (a *admin) serve(ctx context.Context) error {
+	if a == nil {
+		<-ctx.Done()
+		return nil
+	}
+	stop := context.AfterFunc(ctx, func() {
+		sctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = a.server.Shutdown(sctx)
+	})
+	defer stop()
+	if err := a.server.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the admin listener: %w", err)
+	}
+	return nil
+}
+
+// drain makes readiness say that no more requests are wanted.
+func (a *admin) drain() {
+	if a != nil {
+		a.draining.Store(true)
+	}
+}
+
+func (a *admin) ready(w http.ResponseWriter, _ *http.Request) {
+	err := a.gate.ready()
+	if a.draining.Load() {
+		err = errors.Join(errors.New("draining"), err)
+	}
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, "not_ready", err.Error())
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write([]byte("{\"ready\":true}\n"))
+}
+
+func (a *admin) jwks(w http.ResponseWriter, _ *http.Request) {
+	if a.gate.ring == nil {
+		problem(w, http.StatusNotFound, "no_keys", "no assertion is configured (ingress.assertion)")
+		return
+	}
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	w.Header().Set("Cache-Control", "max-age=30")
+	_, _ = w.Write(a.gate.ring.JWKS())
+}
+
+func (a *admin) reload(w http.ResponseWriter, r *http.Request) {
+	if err := mayChange(r); err != nil {
+		a.reloads.WithLabelValues("refused").Inc()
+		problem(w, http.StatusForbidden, "forbidden", err.Error())
+		return
+	}
+	if err := a.gate.reload(r.Context()); err != nil {
+		a.reloads.WithLabelValues("failed").Inc()
+		a.gate.log.Error("reload", "error", err)
+		problem(w, http.StatusUnprocessableEntity, "reload_failed", err.Error())
+		return
+	}
+	a.reloads.WithLabelValues("done").Inc()
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// mayChange lets a peer change something if the kernel vouches for it: it must have come by the unix socket, which
+// only our user can open, and not be the service or a child of it, which has the same user.
+func mayChange(r *http.Request) error {
+	conn, ok := r.Context().Value(peerKey{}).(*net.UnixConn)
+	if !ok {
+		return errors.New("changes are taken on the unix socket only (admin.listen: unix:PATH)")
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("ask who the peer is: %w", err)
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return fmt.Errorf("ask who the peer is: %w", err)
+	}
+	if cerr != nil {
+		return fmt.Errorf("ask who the peer is: %w", cerr)
+	}
+	ours, err := descends(int(cred.Pid), os.Getpid())
+	if err != nil {
+		return fmt.Errorf("ask who the peer is: %w", err)
+	}
+	if ours {
+		return errors.New("the service may not change the gate in front of it")
+	}
+	return nil
+}
+
+// descends reports whether pid is ancestor's child, at any depth. The supervisor adopts orphans, so the chain of a
+// double-forked process leads to it too.
+func descends(pid, ancestor int) (bool, error) {
+	const deepest = 1024
+	for range deepest {
+		if pid == ancestor {
+			return true, nil
+		}
+		if pid <= 1 {
+			return false, nil
+		}
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			return false, err
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if len(fields) < 2 {
+			return false, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		}
+		if pid, err = strconv.Atoi(fields[1]); err != nil {
+			return false, err
+		}
+	}
+	return false, fmt.Errorf("process %d has more than %d ancestors", pid, deepest)
+}
+
+// problem answers with an RFC 9457 body.
+func problem(w http.ResponseWriter, status int, code, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "code": code, "detail": detail})
+}

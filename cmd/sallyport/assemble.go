@@ -1,0 +1,342 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/sallyport/sallyport/bearer"
+	"github.com/sallyport/sallyport/identity"
+	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/ingress"
+	"github.com/sallyport/sallyport/internal/keys"
+)
+
+// readConfig reads the file, and says what is wrong with it as a person needs it.
+func readConfig(t *terminal, path string) (*config.File, error) {
+	f, err := config.Read(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, withHint(fmt.Errorf("read the configuration: %w", err),
+			"name the file with -c FILE; the README shows one in fifteen lines")
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.warn(f.Warnings)
+	return f, nil
+}
+
+// warn prints what is legal and worth a look.
+func (t *terminal) warn(warnings config.Errors) {
+	if len(warnings) > 0 {
+		t.note("%s\n%v", paint(t.colourErr, yellow, "warning:"), warnings)
+	}
+}
+
+// gate is everything behind the data listener, built from one file and ready to serve.
+type gate struct {
+	log      *slog.Logger
+	registry *prometheus.Registry
+	audit    *audit.Log
+	ring     *keys.Ring // nil where no assertion is made
+	gateway  *ingress.Gateway
+	listener net.Listener
+
+	reloading sync.Mutex // one reload at a time
+	mu        sync.Mutex // guards what a reload replaces
+	file      *config.File
+	verifier  *bearer.Verifier
+}
+
+// assemble opens what the file names, in the order in which a failure loses nothing: the book first, since without
+// it nothing else may happen.
+func assemble(f *config.File, log *slog.Logger, l net.Listener) (g *gate, err error) {
+	g = &gate{file: f, log: log, listener: l, registry: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	g.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if g.audit, err = audit.Open(f.Audit, log); err != nil {
+		return nil, withHint(err, "audit.file must be writable by the user that sallyport becomes (sandbox.user); nothing runs without the audit log")
+	}
+	if f.Ingress.Assertion != nil {
+		if g.ring, err = openRing(f.Keys, log); err != nil {
+			return nil, err
+		}
+	}
+	rules, err := g.rules(f)
+	if err != nil {
+		return nil, err
+	}
+	g.verifier = rules.Verifier
+	tlsConfig, err := serverTLS(f.Ingress.TLS)
+	if err != nil {
+		return nil, err
+	}
+	g.gateway, err = ingress.New(ingress.Config{
+		Upstream:       f.Ingress.Upstream,
+		TrustedProxies: f.Ingress.TrustedProxies,
+		TLS:            tlsConfig,
+		Limits:         f.Ingress.Limits,
+		Rules:          rules,
+		Audit:          g.audit,
+		Metrics:        g.registry,
+		Logger:         log,
+		Realm:          f.Ingress.Realm,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("build the gate: %w", err)
+	}
+	return g, nil
+}
+
+// rules builds the part of the gate that a reload replaces.
+func (g *gate) rules(f *config.File) (ingress.Rules, error) {
+	v, err := bearer.NewVerifier(f.Ingress.Issuers, bearer.Options{Logger: g.log, Keep: f.Ingress.KeepKeys})
+	if err != nil {
+		return ingress.Rules{}, fmt.Errorf("build the token verifier: %w", err)
+	}
+	r := ingress.Rules{Policy: f.Ingress.Policy, Verifier: v, CORS: f.Ingress.CORS}
+	if a := f.Ingress.Assertion; a != nil {
+		r.AssertHeader = a.Header
+		r.Assert = &identity.Signer{
+			Issuer: assertionIssuer(a), Audience: a.Audience, Lifetime: a.Lifetime, Claims: a.Claims,
+			Key: g.ring.Signing,
+		}
+	}
+	return r, nil
+}
+
+func assertionIssuer(a *config.Assertion) string {
+	if a.Issuer != "" {
+		return a.Issuer
+	}
+	return "sallyport"
+}
+
+// reloadPatience is how long a reload waits for the new issuers' keys before it keeps the old rules.
+const reloadPatience = 15 * time.Second
+
+// reload reads the file again and replaces the rules, all or none: on any error the old ones stay.
+func (g *gate) reload(ctx context.Context) error {
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
+	before := g.configuration()
+	f, err := config.Read(before.Path)
+	if err != nil {
+		return fmt.Errorf("reload: the old configuration stays: %w", err)
+	}
+	if what := fixedDifference(before, f); what != "" {
+		return withHint(fmt.Errorf("reload: the old configuration stays: %s cannot change while running", what), "restart to change it")
+	}
+	r, err := g.rules(f)
+	if err != nil {
+		return fmt.Errorf("reload: the old configuration stays: %w", err)
+	}
+	// The new verifier must hold keys before it judges anybody, or a reload would turn good requests away.
+	if err := waitReady(ctx, r.Verifier, reloadPatience); err != nil {
+		r.Verifier.Close()
+		return fmt.Errorf("reload: the old configuration stays: %w", err)
+	}
+	if err := g.gateway.Swap(r); err != nil {
+		r.Verifier.Close()
+		return fmt.Errorf("reload: the old configuration stays: %w", err)
+	}
+	g.mu.Lock()
+	old := g.verifier
+	g.verifier, g.file = r.Verifier, f
+	g.mu.Unlock()
+	old.Close()
+	g.log.Info("configuration reloaded", "file", f.Path, "routes", len(f.Ingress.Routes), "issuers", len(f.Ingress.Issuers))
+	return nil
+}
+
+// fixedDifference names the first setting that differs and that only a restart can change.
+func fixedDifference(a, b *config.File) string {
+	same := func(x, y any) bool { return fmt.Sprintf("%+v", x) == fmt.Sprintf("%+v", y) }
+	for _, d := range []struct {
+		key  string
+		a, b any
+	}{
+		{"ingress.listen", a.Ingress.Listen, b.Ingress.Listen},
+		{"ingress.upstream", a.Ingress.Upstream.String(), b.Ingress.Upstream.String()},
+		{"ingress.tls", deref(a.Ingress.TLS), deref(b.Ingress.TLS)},
+		{"ingress.trusted_proxies", a.Ingress.TrustedProxies, b.Ingress.TrustedProxies},
+		{"ingress.limits", a.Ingress.Limits, b.Ingress.Limits},
+		{"ingress.realm", a.Ingress.Realm, b.Ingress.Realm},
+		{"ingress.keep_keys", a.Ingress.KeepKeys, b.Ingress.KeepKeys},
+		{"ingress.assertion", a.Ingress.Assertion != nil, b.Ingress.Assertion != nil},
+		{"audit", a.Audit, b.Audit},
+		{"keys", a.Keys, b.Keys},
+		{"admin", a.Admin, b.Admin},
+		{"sandbox", a.Sandbox, b.Sandbox}, // last: it also holds what follows from the others
+	} {
+		if !same(d.a, d.b) {
+			return d.key
+		}
+	}
+	return ""
+}
+
+func deref[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}
+
+// waitReady waits until the verifier has keys for every issuer.
+func waitReady(ctx context.Context, v *bearer.Verifier, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := v.Ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// maintain rotates and withdraws signing keys until ctx ends.
+func (g *gate) maintain(ctx context.Context) {
+	if g.ring == nil {
+		return
+	}
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		if err := g.ring.Maintain(time.Now()); err != nil {
+			g.log.Error("maintain the signing keys", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// ready says why a request would not be served now, or nil.
+func (g *gate) ready() error {
+	g.mu.Lock()
+	v := g.verifier
+	g.mu.Unlock()
+	return errors.Join(v.Ready(), g.audit.Healthy())
+}
+
+// configuration is the file in force.
+func (g *gate) configuration() *config.File {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.file
+}
+
+// close ends what assemble began. A reload that is under way ends first: its context has.
+func (g *gate) close() {
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
+	if g.verifier != nil {
+		g.verifier.Close()
+	}
+	if g.audit != nil {
+		if err := g.audit.Close(); err != nil {
+			g.log.Error("close the audit log", "error", err)
+		}
+	}
+}
+
+// openRing opens the signing keys; the first start makes the first key.
+func openRing(c keys.Config, log *slog.Logger) (*keys.Ring, error) {
+	r, err := keys.Open(c)
+	if errors.Is(err, keys.ErrNoKey) {
+		info, gerr := keys.Generate(c, time.Now())
+		if gerr != nil {
+			return nil, withHint(gerr, "keys.path must be writable by the user that sallyport becomes (sandbox.user)")
+		}
+		log.Info("made the first signing key", "kid", info.ID, "path", c.Path)
+		r, err = keys.Open(c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the signing keys: %w", err)
+	}
+	return r, nil
+}
+
+// serverTLS builds the listener's TLS from the files, which are read again when they change.
+func serverTLS(c *config.TLS) (*tls.Config, error) {
+	if c == nil {
+		return nil, nil
+	}
+	get, err := ingress.CertificateFiles(c.Cert, c.Key)
+	if err != nil {
+		return nil, fmt.Errorf("ingress.tls: %w", err)
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: get, NextProtos: []string{"http/1.1"}}
+	if c.ClientCA != "" {
+		pem, err := os.ReadFile(c.ClientCA)
+		if err != nil {
+			return nil, fmt.Errorf("ingress.tls.client_ca: %w", err)
+		}
+		t.ClientCAs = x509.NewCertPool()
+		if !t.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("ingress.tls.client_ca: no certificate in %s", c.ClientCA)
+		}
+		t.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return t, nil
+}
+
+// listen opens an address of the file: host:port, or unix:PATH with the given mode.
+func listen(addr string, mode os.FileMode) (net.Listener, error) {
+	path, isUnix := strings.CutPrefix(addr, "unix:")
+	if !isUnix {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, withHint(fmt.Errorf("listen on %s: %w", addr, err), "is another program, or another sallyport, there already?")
+		}
+		return l, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make the socket's folder: %w", err)
+	}
+	// A socket that nobody answers is what an ended process left behind; one that answers is somebody's.
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == os.ModeSocket {
+		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("listen on %s: another process answers there", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove the socket left behind: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
