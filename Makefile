@@ -1,0 +1,97 @@
+# Every target sets up what it needs on a machine with Go, Node, npm and make, and does it once.
+#
+#   make demo        a NestJS service behind sallyport, walked through in the terminal (ONCE=1: check and end)
+#   make test        everything that must hold
+#   make help        the rest
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+GO      ?= go
+BIN     := build/sallyport
+STAMPS  := build/stamps
+SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './examples/nestjs/*' -not -path '*/node_modules/*') go.mod go.sum \
+           $(shell find safedial internal -type f -not -name '*.go' -not -path '*/testdata/*' 2>/dev/null)
+FUZZTIME ?= 30s
+BENCH    ?= .
+
+say = @printf '\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help build demo test bench lint fuzz unit scripts npm-test walk clean tools-check
+
+help: ## Show this
+	@echo "sallyport: a bearer token should open a route, never the host"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo; echo "  ONCE=1 with demo: check every step and end.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP with bench."
+
+build: $(BIN) ## Build build/sallyport, one static binary
+
+$(BIN): $(SOURCES)
+	$(call say,building $(BIN))
+	@mkdir -p build
+	@CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -ldflags='-s -w' -o $(BIN) ./cmd/sallyport
+
+demo: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The main job: a real NestJS service behind sallyport run, walked through
+	$(call say,the walk)
+	@$(GO) build -o build/demo ./examples/demo
+	@exec build/demo $(if $(ONCE),-once) -sallyport $(BIN) -service examples/nestjs
+
+test: lint unit npm-test walk ## Everything: format, vet, staticcheck, vulnerabilities, go test -race, scripts, npm tests, end to end
+	$(call say,all of it passed)
+
+walk: ## make demo ONCE=1
+	@$(MAKE) demo ONCE=1
+
+lint: ## gofmt, vet, staticcheck, arm64, govulncheck where its data can be reached
+	$(call say,gofmt)
+	@bad="$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null))"; if [ -n "$$bad" ]; then echo "not formatted:"; echo "$$bad"; exit 1; fi
+	$(call say,go vet)
+	@$(GO) vet ./...
+	@GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./cmd/... ./internal/sandbox/...
+	$(call say,staticcheck)
+	@$(GO) tool staticcheck ./...
+	$(call say,govulncheck)
+	@scripts/vulncheck
+
+unit: build $(STAMPS)/engine $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends ## go test -race of everything, the real services among it
+	$(call say,go test -race ./... with the end-to-end tests)
+	@scripts/with-engine $(GO) test -race -timeout 20m ./...
+
+npm-test: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The example service's own tests
+	$(call say,npm test in examples/nestjs)
+	@cd examples/nestjs && npm test
+
+bench: build ## The benchmarks beside the code; BENCH=REGEXP picks
+	$(call say,benchmarks)
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $$($(GO) list ./... | grep -v /e2e)
+
+fuzz: ## Every fuzz target for FUZZTIME
+	@scripts/fuzz $(FUZZTIME)
+
+$(STAMPS)/engine:
+	$(call say,a container engine for the tests)
+	@mkdir -p $(STAMPS)
+	@scripts/engine
+	@touch $@
+
+$(STAMPS)/examples-nestjs: DIR := examples/nestjs
+$(STAMPS)/e2e-authserver: DIR := e2e/authserver
+$(STAMPS)/e2e-backends: DIR := e2e/backends
+$(STAMPS)/examples-nestjs: examples/nestjs/package-lock.json
+$(STAMPS)/e2e-authserver: e2e/authserver/package-lock.json
+$(STAMPS)/e2e-backends: e2e/backends/package-lock.json
+$(STAMPS)/examples-nestjs $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends:
+	$(call say,npm ci in $(DIR))
+	@mkdir -p $(STAMPS)
+	@cd $(DIR) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(STAMPS)/examples-nestjs-build: $(STAMPS)/examples-nestjs $(shell find examples/nestjs/src -name '*.ts' 2>/dev/null) $(wildcard examples/nestjs/tsconfig*.json)
+	$(call say,building the example service)
+	@cd examples/nestjs && npm run --silent build
+	@touch $@
+
+clean: ## Remove what was built and installed
+	rm -rf build examples/nestjs/node_modules examples/nestjs/dist examples/nestjs/build examples/nestjs/var e2e/authserver/node_modules e2e/backends/node_modules
