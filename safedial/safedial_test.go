@@ -2,11 +2,13 @@ package safedial
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -18,81 +20,45 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// refused are addresses no resolver may lead us to, with the words the refusal must quote.
-var refused = []struct{ address, quote string }{
-	{"0.0.0.0", "RFC 1122"},
-	{"0.1.2.3", "RFC 791"},
-	{"10.0.0.1", "RFC 1918"},
-	{"100.100.100.200", "RFC 6598"}, // a cloud's metadata service, in shared address space
-	{"127.0.0.1", "RFC 1122"},
-	{"127.255.255.254", "RFC 1122"},
-	{"168.63.129.16", "Azure"},
-	{"169.254.169.254", "RFC 3927"},
-	{"169.254.170.2", "RFC 3927"},
-	{"169.254.170.23", "RFC 3927"},
-	{"169.254.20.10", "RFC 3927"},
-	{"172.17.0.1", "RFC 1918"},
-	{"172.31.255.255", "RFC 1918"},
-	{"192.0.0.192", "RFC 6890"},
-	{"192.0.0.1", "RFC 7335"},
-	{"192.0.2.1", "RFC 5737"},
-	{"192.88.99.1", "RFC 7526"},
-	{"192.168.0.1", "RFC 1918"},
-	{"198.18.0.1", "RFC 2544"},
-	{"198.51.100.1", "RFC 5737"},
-	{"203.0.113.1", "RFC 5737"},
-	{"224.0.0.1", "RFC 5771"},
-	{"239.255.255.255", "RFC 5771"},
-	{"240.0.0.1", "RFC 1112"},
-	{"255.255.255.255", "RFC 8190"},
-	{"::", "RFC 4291"},
-	{"::1", "RFC 4291"},
-	{"::2", "RFC 4291"},
-	{"::127.0.0.1", "carries 127.0.0.1"},
-	{"::93.184.216.34", "IPv4-compatible"}, // public inside, but the form is withdrawn
-	{"::ffff:127.0.0.1", "127.0.0.0/8"},
-	{"::ffff:169.254.169.254", "RFC 3927"},
-	{"::ffff:0:127.0.0.1", "carries 127.0.0.1"},
-	{"::ffff:0:93.184.216.34", "IPv4-translated"},
-	{"64:ff9b::7f00:1", "carries 127.0.0.1"},
-	{"64:ff9b::a9fe:a9fe", "carries 169.254.169.254"},
-	{"64:ff9b:1::a9fe:a9fe", "RFC 8215"},
-	{"100::1", "RFC 6666"},
-	{"100:0:0:1::1", "RFC 9780"},
-	{"2001::1", "Teredo"},
-	{"2001:0:0:0:0:0:80ff:fffe", "carries 127.0.0.1"}, // Teredo inverts the client's address
-	{"2001:db8::1", "RFC 3849"},
-	{"2001:1ff::1", "RFC 2928"},
-	{"2002:7f00:1::1", "carries 127.0.0.1"},
-	{"2002:5db8:d822::1", "RFC 3056"},
-	{"3fff::1", "RFC 9637"},
-	{"4000::1", "2000::/3"},
-	{"5f00::1", "RFC 9602"},
-	{"fc00::1", "RFC 4193"},
-	{"fd00:ec2::254", "RFC 4193"},
-	{"fd00:ec2::23", "RFC 4193"},
-	{"fd20:ce::254", "RFC 4193"},
-	{"fe80::1", "RFC 4291"},
-	{"fec0::1", "RFC 3879"},
-	{"ff02::1", "RFC 4291"},
-}
+// vector is a case of the shared vectors, which say themselves what they are.
+type vector struct{ Host, Verdict, Quote string }
 
-// ordinary are the controls: a guard that refuses them guards nothing, it only breaks.
-var ordinary = []string{
-	"93.184.216.34", "1.1.1.1", "128.0.0.0", "223.255.255.255", "172.32.0.1", "100.128.0.1", "168.63.129.17",
-	"2606:4700::1111", "2a00:1450::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822",
+func vectors(t testing.TB, verdict string) (list []vector) {
+	t.Helper()
+	content, err := os.ReadFile("../testdata/vectors/addresses.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct{ Vectors []vector }
+	if err := json.Unmarshal(content, &file); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range file.Vectors {
+		if v.Verdict == verdict {
+			list = append(list, v)
+		}
+	}
+	if len(list) < 10 {
+		t.Fatalf("only %d vectors are %s", len(list), verdict)
+	}
+	return list
 }
 
 func TestSpecialAddresses(t *testing.T) {
-	for _, test := range refused {
-		reason := special(netip.MustParseAddr(test.address))
-		if !strings.Contains(reason, test.quote) {
-			t.Errorf("%s: reason %q does not quote %q", test.address, reason, test.quote)
+	for _, v := range vectors(t, "special") {
+		if reason := special(netip.MustParseAddr(v.Host)); v.Quote == "" || !strings.Contains(reason, v.Quote) {
+			t.Errorf("%s: reason %q does not quote %q", v.Host, reason, v.Quote)
 		}
 	}
-	for _, address := range ordinary {
-		if reason := special(netip.MustParseAddr(address)); reason != "" {
-			t.Errorf("%s is refused: %s", address, reason)
+	// The controls: a guard that refuses them guards nothing, it only breaks.
+	for _, v := range vectors(t, "ordinary") {
+		if reason := special(netip.MustParseAddr(v.Host)); reason != "" {
+			t.Errorf("%s is refused: %s", v.Host, reason)
+		}
+	}
+	for _, v := range vectors(t, "ambiguous") {
+		if ambiguous(v.Host) == "" {
+			t.Errorf("%q is not refused for its spelling", v.Host)
 		}
 	}
 }
@@ -197,8 +163,8 @@ func FuzzSpecial(f *testing.F) {
 
 func TestDialRefusesWhatNamesResolveTo(t *testing.T) {
 	names := map[string][]string{}
-	for i, test := range refused {
-		names[string(rune('a'+i%26))+string(rune('a'+i/26))+".example."] = []string{test.address}
+	for i, v := range vectors(t, "special") {
+		names[string(rune('a'+i%26))+string(rune('a'+i/26))+".example."] = []string{v.Host}
 	}
 	dns := newResolver(t, names)
 	guard := &Guard{resolver: dns.resolver(), Timeout: 2 * time.Second}
@@ -217,11 +183,11 @@ func TestDialRefusesWhatNamesResolveTo(t *testing.T) {
 
 func TestDialRefusesLiterals(t *testing.T) {
 	guard := &Guard{}
-	for _, test := range refused {
-		_, err := guard.Client().Get("http://" + net.JoinHostPort(test.address, "80") + "/")
+	for _, v := range vectors(t, "special") {
+		_, err := guard.Client().Get("http://" + net.JoinHostPort(v.Host, "80") + "/")
 		var denied *DeniedError
 		if !errors.As(err, &denied) {
-			t.Errorf("%s: %v", test.address, err)
+			t.Errorf("%s: %v", v.Host, err)
 		}
 	}
 }

@@ -69,3 +69,18 @@ describe('path vectors', () => {
     });
   }
 });
+
+interface Addresses {
+  vectors: { host: string; verdict: string; url?: string }[];
+}
+
+/** Why the gate refuses some spellings of a host before it looks them up: Node reads an address in them. */
+describe('address vectors', () => {
+  const ambiguous = vectors<Addresses>('addresses.json').vectors.filter(({ url }) => url !== undefined);
+
+  it('are there', () => assert.ok(ambiguous.length > 5));
+
+  for (const { host, url } of ambiguous) {
+    it(`Node reads ${url} in ${host}`, () => assert.equal(new URL(`http://${host}/`).hostname, url));
+  }
+});
