@@ -10,8 +10,8 @@ import (
 
 // VerifySignature shows that a key of a JWK set has signed a token, and that now is within its time, and
 // returns its claims. It judges neither issuer nor audience nor type: it is for looking at a token, not for
-// letting somebody in. algorithms are as in Issuer. A refusal is an *Error; another error is about the set or
-// the algorithms.
+// letting somebody in. algorithms are as in Issuer. A refusal is an *Error, also when the set holds no key that may
+// verify anything; another error is about the algorithms.
 func VerifySignature(t Token, set []byte, algorithms []string, now time.Time) (map[string]any, error) {
 	a, err := newAuthority(Issuer{Issuer: "any", Audience: []string{"any"}, Algorithms: algorithms, Keys: Keys{File: "given"}})
 	if err != nil {
@@ -19,7 +19,7 @@ func VerifySignature(t Token, set []byte, algorithms []string, now time.Time) (m
 	}
 	keys, _, err := readKeys(set, a.Algorithms)
 	if err != nil {
-		return nil, fmt.Errorf("verify signature: %w", err)
+		return nil, &Error{Code: codeUnavailable, Err: err}
 	}
 	if t.raw == nil {
 		return nil, refuse(codeMissing, "no token")

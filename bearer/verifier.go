@@ -101,7 +101,7 @@ func (v *Verifier) start(log *slog.Logger) error {
 		wait, err := a.keys.update(ctx)
 		if err != nil {
 			cancel()
-			return fmt.Errorf("build verifier: issuer %s: %w", brief(name), err)
+			return fmt.Errorf("build verifier: issuer %s: %w", brief(name), &Error{Code: codeUnavailable, Err: err})
 		}
 		due[a.keys] = time.Now().Add(early(wait))
 	}

@@ -70,6 +70,11 @@ Exit code 0 when the token is valid, 3 when it is not.`,
 			if issuer != "" && len(audience) == 0 {
 				return &codeError{exitUsage, withHint(errors.New("token verify: --issuer needs --audience"), "a token that is meant for another service must not pass: say which one this is")}
 			}
+			if jwks != "" {
+				if _, err := os.Stat(jwks); err != nil {
+					return fmt.Errorf("read the key set: %w", err) // ours to mend, and no verdict on the token
+				}
+			}
 			raw, err := t.readSecret(args[0])
 			if err != nil {
 				return err
@@ -96,7 +101,7 @@ Exit code 0 when the token is valid, 3 when it is not.`,
 				}
 				defer v.Close()
 				if err := waitReady(c.Context(), v, 10*time.Second); err != nil {
-					return nil, fmt.Errorf("the issuer's keys: %w", err)
+					return nil, &bearer.Error{Code: "keys_unavailable", Err: err}
 				}
 				caller, err := v.Verify(c.Context(), bearer.NewToken(raw))
 				return caller.Claims, err
@@ -108,6 +113,9 @@ Exit code 0 when the token is valid, 3 when it is not.`,
 					return err
 				}
 				out.Reason, out.Detail, out.Claims = refusal.Code, refusal.Detail, map[string]any{}
+				if refusal.Err != nil {
+					out.Detail = strings.TrimPrefix(out.Detail+": "+refusal.Err.Error(), ": ")
+				}
 			}
 			return printVerdict(t, f, out)
 		},
