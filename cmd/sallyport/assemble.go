@@ -54,6 +54,7 @@ type gate struct {
 	ring     *keys.Ring // nil where no assertion is made
 	gateway  *ingress.Gateway
 	listener net.Listener
+	service  *service // nil where somebody else runs it
 
 	reloading sync.Mutex // one reload at a time
 	mu        sync.Mutex // guards what a reload replaces
@@ -242,7 +243,7 @@ func (g *gate) ready() error {
 	g.mu.Lock()
 	v := g.verifier
 	g.mu.Unlock()
-	return errors.Join(v.Ready(), g.audit.Healthy())
+	return errors.Join(v.Ready(), g.audit.Healthy(), g.service.ready())
 }
 
 // configuration is the file in force.

@@ -89,6 +89,7 @@ type service struct {
 	log     *slog.Logger
 	ended   chan struct{} // closed once code is set
 	code    int
+	listens atomic.Bool // it has been seen to
 	late    atomic.Bool // it was ended because it never listened
 }
 
@@ -102,7 +103,8 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 		return err
 	}
 	svc := &service{command: args, log: log, ended: make(chan struct{})}
-	if err := s.recordRun("starting", svc); err != nil {
+	s.service = svc
+	if err := s.recordRun("starting"); err != nil {
 		s.gate.close()
 		return fmt.Errorf("record the start: %w", err)
 	}
@@ -116,7 +118,7 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 	}
 	go svc.wait()
 	go svc.awaitListening(ctx, f.Ingress.Upstream, patience)
-	if err := s.serve(ctx, svc); err != nil {
+	if err := s.serve(ctx); err != nil {
 		return err
 	}
 	if svc.late.Load() {
@@ -161,6 +163,7 @@ func (s *service) awaitListening(ctx context.Context, upstream *url.URL, patienc
 	for time.Since(began) < patience {
 		if c, err := net.DialTimeout(network, address, time.Second); err == nil {
 			c.Close()
+			s.listens.Store(true)
 			s.log.Info("the service is listening", "upstream", upstream.String(), "after_ms", time.Since(began).Milliseconds())
 			return
 		}
@@ -174,6 +177,16 @@ func (s *service) awaitListening(ctx context.Context, upstream *url.URL, patienc
 	}
 	s.late.Store(true)
 	s.kill()
+}
+
+// ready says why the program could not answer now, or nil. Nil too where somebody else runs it: then we do not know.
+func (s *service) ready() error {
+	switch {
+	case s == nil || s.listens.Load():
+		return nil
+	default:
+		return errors.New("the service does not listen yet")
+	}
 }
 
 // done is closed when the program has ended; nil where there is none.

@@ -47,7 +47,7 @@ and end with 0; SIGHUP opens the audit log anew and reloads the configuration.`,
 			if err != nil {
 				return err
 			}
-			return s.serve(c.Context(), nil)
+			return s.serve(c.Context())
 		},
 	}
 	configFlag(c, &path)
@@ -102,10 +102,10 @@ func start(f *config.File, log *slog.Logger) (*server, error) {
 	return s, nil
 }
 
-// serve runs until a signal or the service ends it, and returns after everything has ended. service is nil where
-// somebody else runs it. The order of the end: no new requests, those in flight are answered, then the service goes,
+// serve runs until a signal or the service ends it, and returns after everything has ended. The order of the
+// end: no new requests, those in flight are answered, then the service goes,
 // then the operator's listener, and the book is closed last.
-func (s *server) serve(ctx context.Context, service *service) error {
+func (s *server) serve(ctx context.Context) error {
 	defer s.gate.close()
 	defer signal.Stop(s.signals)
 	// They outlive ctx by the time that draining takes.
@@ -114,10 +114,8 @@ func (s *server) serve(ctx context.Context, service *service) error {
 	adminCtx, closeAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	defer closeAdmin()
 
-	if err := s.recordRun("started", service); err != nil {
-		if service != nil {
-			service.kill()
-		}
+	if err := s.recordRun("started"); err != nil {
+		s.service.kill()
 		return fmt.Errorf("record the start: %w", err)
 	}
 	gateDone, adminDone := make(chan error, 1), make(chan error, 1)
@@ -137,14 +135,14 @@ func (s *server) serve(ctx context.Context, service *service) error {
 			closeGate()
 		}
 	}
-	ended, canceled := service.done(), ctx.Done()
+	ended, canceled := s.service.done(), ctx.Done()
 	for gateDone != nil || ended != nil {
 		select {
 		case err := <-gateDone:
 			gateDone = nil
 			errs = append(errs, err)
 			drain("the gate has ended")
-			service.stop(syscall.SIGTERM)
+			s.service.stop(syscall.SIGTERM)
 		case err := <-adminDone:
 			adminDone = nil
 			errs = append(errs, err)
@@ -162,11 +160,11 @@ func (s *server) serve(ctx context.Context, service *service) error {
 				go s.hangup(gateCtx)
 			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 				if draining {
-					service.kill() // asked twice
+					s.service.kill() // asked twice
 				}
 				drain(sig.String())
 			default:
-				service.forward(sig)
+				s.service.forward(sig)
 			}
 		}
 	}
@@ -174,7 +172,7 @@ func (s *server) serve(ctx context.Context, service *service) error {
 	if adminDone != nil {
 		errs = append(errs, <-adminDone)
 	}
-	return errors.Join(append(errs, s.recordRun("stopped", service))...)
+	return errors.Join(append(errs, s.recordRun("stopped"))...)
 }
 
 // hangup is what log rotation and operators ask for with SIGHUP.
@@ -188,9 +186,9 @@ func (s *server) hangup(ctx context.Context) {
 }
 
 // recordRun writes into the book when a run begins and ends, and what holds around the service.
-func (s *server) recordRun(what string, service *service) error {
+func (s *server) recordRun(what string) error {
 	d := map[string]any{"event": what, "version": readVersion().Version, "config": s.configuration().Path}
-	if service != nil {
+	if service := s.service; service != nil {
 		d["command"] = service.command
 		switch what {
 		case "started":
