@@ -24,7 +24,8 @@ type spec struct {
 	Args, Env  []string
 	Dir        string
 	UID, GID   int
-	Supervisor int // its process id, as the child sees it
+	Supervisor int      // its process id, as the child sees it
+	Groups     []uint32 // process groups that the program must not join
 	Rules      []rule
 	Denied     []string
 	Ports      []uint16

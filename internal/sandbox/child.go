@@ -184,7 +184,7 @@ func wallIn(c channel, s *spec) error {
 			}
 		}
 		if !s.Notify {
-			if _, err := installFilter(table(s.Network, false), false); err != nil {
+			if _, err := installFilter(table(s.Network, false, s.Groups), false); err != nil {
 				return err
 			}
 		}
@@ -221,7 +221,7 @@ func installBroker(c channel, s *spec) (why string, err error) {
 		handedOver <- err
 	}()
 	<-ready
-	fd, err := installFilter(table(s.Network, true), true)
+	fd, err := installFilter(table(s.Network, true, s.Groups), true)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		close(listeners)

@@ -11,9 +11,13 @@ const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS |
 const sockType = 0xf
 
 // table is the whole filter: system call, condition, answer, why. Where the answer is an error number it was chosen
-// so that programs take the way they would take on an older kernel.
-func table(network string, notify bool) []row {
+// so that programs take the way they would take on an older kernel. groups are the process groups outside that the
+// program must not join.
+func table(network string, notify bool, groups []uint32) []row {
 	rows := sockets(network)
+	if len(groups) > 0 {
+		rows = append(rows, row{"setpgid", unix.SYS_SETPGID, []condition{is(1, groups...)}, refuse(unix.EPERM), "from a member the kernel itself signals the whole group (SIGHUP to an orphaned one, SIGTTIN), past Landlock"})
+	}
 	if notify {
 		rows = append(rows,
 			row{"bind", unix.SYS_BIND, nil, answerAsk, "the supervisor binds, on loopback"},
@@ -70,6 +74,7 @@ func escapes() []row {
 		{"setns", unix.SYS_SETNS, nil, eperm, newSpace},
 		{"memfd_create", unix.SYS_MEMFD_CREATE, []condition{noBit(1, unix.MFD_NOEXEC_SEAL)}, refuse(unix.ENOSYS), "Landlock does not see the execution of an anonymous file"},
 		{"prctl", unix.SYS_PRCTL, []condition{is(0, unix.PR_SET_DUMPABLE), is(1, 0)}, refuse(0), "said to be done and not done: the supervisor must be able to read the address that bind is given"},
+		{"prlimit64", unix.SYS_PRLIMIT64, []condition{anyBit(0, ^uint32(0))}, eperm, "an equal uid suffices to take descriptors, file sizes or time from another process; libc calls itself 0"},
 		{"ioctl", unix.SYS_IOCTL, []condition{is(1, unix.TIOCSTI, unix.TIOCLINUX)}, eperm, "types into the operator's terminal (CVE-2017-5226)"},
 		{"ioctl", unix.SYS_IOCTL, []condition{is(1, unix.TIOCSETD)}, eperm, "loads line disciplines"},
 	}

@@ -196,6 +196,9 @@ func TestSystemCallsAreRefused(t *testing.T) {
 		{"ptrace", "operation not permitted"},
 		{"tiocsti", "operation not permitted"},
 		{"kill-parent", "operation not permitted"},
+		{"limit-parent", "operation not permitted"},
+		{"join-parent", "operation not permitted"},
+		{"group", "ok"},
 		{"kill 1", "operation not permitted"},
 		{"setuid", "operation not permitted"},
 	})

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -144,10 +145,20 @@ func checkDropped(p Profile) error {
 
 func (r *resolved) spec(k kernel, plan Plan) *spec {
 	return &spec{
-		Path: r.path, Args: r.args, Env: r.env, Dir: r.dir, UID: r.uid, GID: r.gid, Supervisor: os.Getpid(),
+		Path: r.path, Args: r.args, Env: r.env, Dir: r.dir, UID: r.uid, GID: r.gid, Supervisor: os.Getpid(), Groups: groupsOutside(),
 		Rules: r.rules, Denied: r.denied, Ports: r.ports, Network: r.network, Limits: r.limits, Accept: r.accept,
 		Landlock: k.landlock, Filter: k.filter, Notify: k.notify, Plan: plan.Protections,
 	}
+}
+
+// groupsOutside are the process groups of our session that are not the program's: ours, and the one of the session's
+// leader, a shell perhaps. A group of an outer process namespace has no number here (0), and so cannot be joined.
+func groupsOutside() []uint32 {
+	groups := []uint32{uint32(unix.Getpgrp())}
+	if session, err := unix.Getsid(0); err == nil && !slices.Contains(groups, uint32(session)) {
+		groups = append(groups, uint32(session)) // a leader never leaves the group of its own number
+	}
+	return slices.DeleteFunc(groups, func(g uint32) bool { return g == 0 })
 }
 
 // start is the parent's half from starting the child to its last word.

@@ -142,13 +142,14 @@ func zombie(pid int) bool {
 	return err != nil || strings.Contains(string(b), ") Z ")
 }
 
-func TestTerminalIsThePrograms(t *testing.T) {
-	needKernel(t, 4)
+// terminal makes a pseudo-terminal and returns both of its ends.
+func terminal(t *testing.T) (master, tty *os.File) {
+	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		t.Skip("no pseudo-terminals here:", err)
 	}
-	defer master.Close()
+	t.Cleanup(func() { master.Close() })
 	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
 	if err == nil {
 		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
@@ -156,11 +157,17 @@ func TestTerminalIsThePrograms(t *testing.T) {
 	if err != nil {
 		t.Skip("no pseudo-terminals here:", err)
 	}
-	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		t.Skip("no pseudo-terminals here:", err)
 	}
-	defer tty.Close()
+	t.Cleanup(func() { tty.Close() })
+	return master, tty
+}
+
+func TestTerminalIsThePrograms(t *testing.T) {
+	needKernel(t, 4)
+	master, tty := terminal(t)
 	j := probe(Profile{}, "foreground")
 	j.prep = func(c *exec.Cmd) {
 		c.Stdin = tty
@@ -169,6 +176,60 @@ func TestTerminalIsThePrograms(t *testing.T) {
 	j.during = func(*os.Process) { master.Write([]byte("hello\n")) }
 	if r := j.run(t); !strings.Contains(r.out, "typed=hello") || !strings.Contains(r.out, "foreground: ok") {
 		t.Errorf("%d\n%s%s", r.code, r.out, r.err)
+	}
+}
+
+// A terminal that stops who writes from the background must not stop the supervisor, who does.
+func TestTerminalDoesNotStopTheSupervisor(t *testing.T) {
+	needKernel(t, 4)
+	master, tty := terminal(t)
+	c := probe(Profile{}, "tostop", "signalled 10").command(t, "supervise")
+	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(time.Minute, func() { c.Process.Kill() })
+	defer kill.Stop()
+	var out []string
+	lines := bufio.NewScanner(master)
+	until := func(want string) {
+		for lines.Scan() {
+			out = append(out, lines.Text())
+			if strings.TrimSpace(lines.Text()) == want {
+				return
+			}
+		}
+		t.Fatalf("the terminal does not show %q: %q", want, out)
+	}
+	until("tostop: ok")
+	until("ready")
+	c.Process.Signal(syscall.SIGUSR1)
+	tty.Close() // ours; the reading ends with the last one's
+	until("passed on: user defined signal 1")
+	if err := c.Wait(); c.ProcessState.ExitCode() != 40 {
+		t.Error(err)
+	}
+}
+
+// A socket that waits for its peer when it is closed for the last time must not keep the supervisor from ending.
+func TestLingeringSocket(t *testing.T) {
+	needKernel(t, 4)
+	port := freePort(t)
+	r := probe(Profile{Listen: on(port), Execute: []string{filepath.Dir(walls())}}, fmt.Sprint("linger ", port)).run(t)
+	var left int
+	for line := range strings.Lines(r.out) {
+		fmt.Sscanf(line, "left=%d", &left)
+	}
+	if left == 0 {
+		t.Fatalf("%s%s", r.out, r.err)
+	}
+	defer unix.Kill(left, unix.SIGKILL)
+	if r.code != 0 || !strings.Contains(r.out, fmt.Sprintf("linger %d: ok\n", port)) || !strings.Contains(r.err, "ending without it") {
+		t.Errorf("%d %s%s", r.code, r.out, r.err)
+	}
+	if unix.Kill(left, 0) != nil {
+		t.Error("who kept the connection open has ended: nothing was shown")
 	}
 }
 

@@ -108,7 +108,7 @@ func (r *resolved) plan(k kernel) Plan {
 		{Name: protBindPorts, Asked: ports, Detail: bind},
 		{Name: protLoopback, Asked: "TCP listeners on loopback only", Detail: notify},
 		{Name: protAbstract, Asked: "no abstract socket of a process outside", Detail: landlock(6, "6.12")},
-		{Name: protSignals, Asked: "no signal to a process outside", Detail: landlock(6, "6.12")},
+		{Name: protSignals, Asked: "no signal to a process outside", Detail: cmp.Or(landlock(6, "6.12"), filter)},
 		{Name: protSystemCalls, Asked: "the filter's table", Detail: filter},
 		{Name: protSupervisor, Asked: "not readable, not traceable"},
 		{Name: protNoInet, Detail: "only with network: none"},

@@ -297,7 +297,7 @@ func trySystemCalls(s *spec) (a attempt) {
 		a.through = append(a.through, "there is no filter")
 		return a
 	}
-	rows := table(s.Network, s.Notify)
+	rows := table(s.Network, s.Notify, s.Groups)
 	for _, r := range rows {
 		want, ok := r.answer.errno()
 		if !ok {

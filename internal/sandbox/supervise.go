@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"syscall"
@@ -130,9 +131,20 @@ func (p *Process) close() {
 	p.retire.Do(func() {
 		close(p.ended)
 		unix.Close(p.wake[1])
-		<-p.over
-		unix.Close(p.wake[0])
-		p.broker.close()
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			<-p.over
+			unix.Close(p.wake[0])
+			p.broker.close()
+		}()
+		// Our copy of a socket that the program bound may be its last, and with SO_LINGER closing it lasts as long as the
+		// program chose: that must not keep us from ending.
+		select {
+		case <-closed:
+		case <-time.After(time.Second):
+			p.broker.log.Warn("a socket that the service left lingers: ending without it")
+		}
 		p.output.wait()
 		p.returnTerminal()
 	})
@@ -176,6 +188,9 @@ func (p *Process) lendTerminal(stdin *os.File) {
 	}
 	if unix.IoctlSetPointerInt(fd, unix.TIOCSPGRP, p.pid) == nil {
 		p.tty = fd
+		// We are in the background now. The program may make the terminal stop whoever writes from there (TOSTOP), and
+		// taking the terminal back would stop us anyway, unless this signal is ignored.
+		signal.Ignore(unix.SIGTTOU)
 	}
 }
 
@@ -183,15 +198,8 @@ func (p *Process) returnTerminal() {
 	if p.tty < 0 {
 		return
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	// We are in the background now, and taking the terminal from there stops us unless SIGTTOU is blocked.
-	var ttou, before unix.Sigset_t
-	ttou.Val[0] = 1 << (unix.SIGTTOU - 1)
-	if unix.PthreadSigmask(unix.SIG_BLOCK, &ttou, &before) == nil {
-		_ = unix.IoctlSetPointerInt(p.tty, unix.TIOCSPGRP, unix.Getpgrp()) // the terminal may be gone
-		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
-	}
+	_ = unix.IoctlSetPointerInt(p.tty, unix.TIOCSPGRP, unix.Getpgrp()) // the terminal may be gone
+	signal.Reset(unix.SIGTTOU)
 }
 
 // output copies what the program writes where the destination is not a file.

@@ -56,7 +56,7 @@ func machine(t testing.TB, rows []row) *bpf.VM {
 func TestFilterRows(t *testing.T) {
 	for _, network := range []string{networkPorts, networkNone} {
 		for _, notify := range []bool{true, false} {
-			rows := table(network, notify)
+			rows := table(network, notify, []uint32{7})
 			vm := machine(t, rows)
 			for _, r := range rows {
 				if r.why == "" {
@@ -82,8 +82,9 @@ func TestFilterRows(t *testing.T) {
 }
 
 func TestFilterAnswers(t *testing.T) {
-	vm := machine(t, table(networkPorts, true))
-	none := machine(t, table(networkNone, false))
+	vm := machine(t, table(networkPorts, true, []uint32{7}))
+	none := machine(t, table(networkNone, false, []uint32{7}))
+	lone := machine(t, table(networkPorts, true, nil))
 	for _, c := range []struct {
 		name string
 		vm   *bpf.VM
@@ -114,6 +115,11 @@ func TestFilterAnswers(t *testing.T) {
 		{"anonymous file that cannot run", vm, unix.SYS_MEMFD_CREATE, [6]uint64{0, unix.MFD_CLOEXEC | unix.MFD_NOEXEC_SEAL}, answerAllow},
 		{"become dumpable", vm, unix.SYS_PRCTL, [6]uint64{unix.PR_SET_DUMPABLE, 1}, answerAllow},
 		{"another prctl", vm, unix.SYS_PRCTL, [6]uint64{unix.PR_SET_NAME, 0}, answerAllow},
+		{"our own limits", vm, unix.SYS_PRLIMIT64, [6]uint64{0, unix.RLIMIT_NOFILE}, answerAllow},
+		{"another process's limits", vm, unix.SYS_PRLIMIT64, [6]uint64{7, unix.RLIMIT_NOFILE}, refuse(unix.EPERM)},
+		{"a group of its own", vm, unix.SYS_SETPGID, [6]uint64{8, 8}, answerAllow},
+		{"the supervisor's group", vm, unix.SYS_SETPGID, [6]uint64{8, 7}, refuse(unix.EPERM)},
+		{"any group, where none outside has a number", lone, unix.SYS_SETPGID, [6]uint64{8, 7}, answerAllow},
 		{"window size", vm, unix.SYS_IOCTL, [6]uint64{0, unix.TIOCGWINSZ}, answerAllow},
 		{"read", vm, unix.SYS_READ, [6]uint64{}, answerAllow},
 		{"connect", vm, unix.SYS_CONNECT, [6]uint64{}, answerAllow},
@@ -139,7 +145,7 @@ func FuzzFilterSocket(f *testing.F) {
 	f.Add(uint64(unix.AF_INET), uint64(unix.SOCK_STREAM), uint64(262))
 	f.Add(uint64(unix.AF_NETLINK), uint64(unix.SOCK_RAW), uint64(15))
 	f.Add(uint64(1<<32|unix.AF_VSOCK), uint64(1), uint64(0))
-	vm := machine(f, table(networkPorts, true))
+	vm := machine(f, table(networkPorts, true, []uint32{7}))
 	f.Fuzz(func(t *testing.T, family, kind, protocol uint64) {
 		k, p := uint32(kind)&0xf, uint32(protocol)
 		allowed := false

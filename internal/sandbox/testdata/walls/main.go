@@ -117,6 +117,7 @@ func supervise(j Job) int {
 			if err := p.Signal(s); err != nil {
 				fmt.Fprintln(os.Stderr, "signal:", err)
 			}
+			fmt.Fprintln(os.Stderr, "passed on:", s)
 		}
 	}()
 	code, err := p.Wait()

@@ -61,6 +61,12 @@ func probes() map[string]func(string) error {
 			return err
 		},
 		"kill-parent": func(string) error { return unix.Kill(os.Getppid(), unix.SIGKILL) },
+		"limit-parent": func(string) error {
+			var now unix.Rlimit
+			return unix.Prlimit(os.Getppid(), unix.RLIMIT_FSIZE, &unix.Rlimit{}, &now)
+		},
+		"join-parent": joinParent,
+		"group":       func(string) error { return unix.Setpgid(0, 0) },
 		"ptrace": func(string) error {
 			return errnoError(unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(os.Getppid()), 0, 0, 0, 0))
 		},
@@ -96,6 +102,8 @@ func probes() map[string]func(string) error {
 		"daemon":       daemon,
 		"bind-at-usr1": bindAtSignal,
 		"serve":        serve,
+		"linger":       linger,
+		"tostop":       tostop,
 		"both":         both,
 		"x32":          func(string) error { return errnoError(unix.RawSyscall(0x40000000|39, 0, 0, 0)) },
 		"signalled":    signalled,
@@ -244,6 +252,25 @@ func orphans(string) error {
 func daemon(string) error {
 	_, err := syscall.ForkExec(os.Args[0], []string{os.Args[0], "probe", "sleep 20ms"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true}})
 	return err
+}
+
+// joinParent enters the supervisor's process group, where the kernel's own signals to a group would reach both.
+func joinParent(string) error {
+	group, err := unix.Getpgid(os.Getppid())
+	if err == nil {
+		err = unix.Setpgid(0, group)
+	}
+	return err
+}
+
+// tostop has the terminal stop whoever writes to it from the background.
+func tostop(string) error {
+	t, err := unix.IoctlGetTermios(0, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	t.Lflag |= unix.TOSTOP
+	return unix.IoctlSetTermios(0, unix.TCSETS, t)
 }
 
 func foreground(string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -41,6 +42,50 @@ func leave(file string) error {
 		return err
 	}
 	fmt.Printf("pid=%d\nleft=%d\n", os.Getpid(), pid)
+	return nil
+}
+
+// linger leaves the supervisor the last copy of a connection whose close would wait for an hour, and a process that keeps
+// its other end open.
+func linger(a string) error {
+	port := numbers(a)[0]
+	l, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	at := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
+	if err := errors.Join(unix.Bind(l, at), unix.Listen(l, 1)); err != nil {
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0) // our own output ends when nobody holds it
+	if err != nil {
+		return err
+	}
+	pid, err := syscall.ForkExec(os.Args[0], []string{os.Args[0], "probe", "sleep 1m"}, &syscall.ProcAttr{
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(l)}, Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("left=%d\n", pid)
+	s, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		unix.Bind(s, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 2}}),
+		unix.Connect(s, at),
+		unix.SetsockoptLinger(s, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}),
+		unix.SetNonblock(s, true),
+	)
+	if err != nil {
+		return err
+	}
+	for err == nil {
+		_, err = unix.Write(s, make([]byte, 1<<16))
+	}
+	if err != unix.EAGAIN {
+		return err
+	}
 	return nil
 }
 
