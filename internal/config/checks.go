@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/sallyport/sallyport/internal/ingress"
 )
 
 // notBlank admits any text of one line that says something. It goes into records and headers.
@@ -97,10 +99,13 @@ func neverAlgorithms() map[string]string {
 	return hints
 }
 
-// readableHeader keeps from conditions what proves who someone is.
+// readableHeader keeps from conditions what proves who someone is, and what only the gate may say.
 func readableHeader(s string) (problem, hint string) {
 	if slices.Contains([]string{"authorization", "proxy-authorization", "cookie", "dpop"}, s) {
 		return "holds a secret, which no condition may read", "what the token says is in `claims`"
+	}
+	if !ingress.Reaches(s) {
+		return "never reaches the service as the caller sent it, so no condition may read it", "the caller's address is `request.source`, the name it asked for `request.host`"
 	}
 	return "", ""
 }

@@ -152,6 +152,15 @@ func (r *reader) walls(v *value, f *File) {
 			believed = append(believed, place{"the keys of issuer " + quote(issuer.Issuer), issuer.Keys.File})
 		}
 	}
+	// Whoever can replace a socket receives what is sent there: tokens.
+	for _, socket := range []place{{"the gate's socket (ingress.listen)", f.Ingress.Listen}, {"the operator's socket (admin.listen)", f.Admin.Listen}} {
+		if path, ok := strings.CutPrefix(socket.path, "unix:"); ok {
+			believed = append(believed, place{socket.what, path})
+		}
+	}
+	if f.Keys.Publish != "" {
+		believed = append(believed, place{"the published keys (keys.publish)", f.Keys.Publish})
+	}
 	if f.Ingress.KeepKeys != "" {
 		believed = append(believed, place{"the issuers' kept keys (ingress.keep_keys)", f.Ingress.KeepKeys})
 	}

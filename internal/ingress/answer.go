@@ -17,6 +17,7 @@ const (
 	codeForwardedInvalid policy.Code = "forwarded_invalid"
 	codeIdentitySpoof    policy.Code = "identity_spoof"
 	codeHeaderRepeated   policy.Code = "header_repeated" // one that a condition reads
+	codeHeaderWithheld   policy.Code = "header_withheld" // the same, named by Connection
 	codeBodyTooLarge     policy.Code = "body_too_large"
 	codeUpgradeRefused               = policy.Code(wire.UpgradeRefused)
 	codePreflight        policy.Code = "preflight_answered" // not an allow: nothing is forwarded

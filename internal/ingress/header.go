@@ -117,6 +117,18 @@ func (h *hygiene) clean(header http.Header) {
 	}
 }
 
+// Reaches reports whether a field that a client sends can reach the service as it was sent. Of one that cannot, whatever a
+// client says is nobody's word: no condition may read it. The name may be in any case.
+func Reaches(name string) bool {
+	name = textproto.CanonicalMIMEHeaderKey(name)
+	switch name {
+	case "Connection", "Upgrade", "Trailer", "Transfer-Encoding":
+		return false // hop by hop (RFC 9110, section 7.6.1)
+	}
+	h := newHygiene()
+	return !h.drops(name)
+}
+
 func isAlnum(c byte) bool { return unreserved(c) && strings.IndexByte("-._~", c) < 0 }
 
 // isValue accepts what may stand in a field value (RFC 9110, section 5.5).

@@ -91,7 +91,7 @@ type Limits struct {
 	HeaderFields    int           // [100]
 	BodyBytes       int64         // [10 MiB]
 	HeaderTimeout   time.Duration // [10 s] from the first byte of a request to the end of its header
-	BodyTimeout     time.Duration // [60 s] without a single byte of progress
+	BodyTimeout     time.Duration // [60 s] without a single byte of progress, or in all with less than 500 bytes for each second more
 	IdleTimeout     time.Duration // [120 s] between two requests of a connection
 	UpstreamTimeout time.Duration // [30 s] until the service's response header
 	Requests        int           // [1024] in flight at once; more are answered 503
@@ -213,6 +213,11 @@ func (g *Gateway) Swap(r Rules) error {
 		return fmt.Errorf("ingress: %w", err)
 	}
 	made.headers = canonicalNames(r.Policy.Headers())
+	for _, name := range made.headers {
+		if !Reaches(name) || name == made.AssertHeader {
+			return fmt.Errorf("ingress: a condition reads %s, which a client may send and the service never sees", name)
+		}
+	}
 	g.rules.Store(made)
 	return nil
 }

@@ -39,7 +39,8 @@ func (x *exchange) canonical() bool {
 	return x.selectHeaders() && x.alive()
 }
 
-// selectHeaders takes the header fields that some condition reads. One that is there twice has no one value.
+// selectHeaders takes the header fields that some condition reads. One that is there twice has no one value, and one that
+// Connection names stays with us (RFC 9110, section 7.6.1): the service would act without what was decided on.
 func (x *exchange) selectHeaders() bool {
 	for _, name := range x.rules.headers {
 		values := x.r.Header[name]
@@ -50,6 +51,9 @@ func (x *exchange) selectHeaders() bool {
 			return x.deny(codeHeaderRepeated, name+" is there more than once")
 		}
 		if len(values) == 1 {
+			if hasToken(x.r.Header["Connection"], name) {
+				return x.deny(codeHeaderWithheld, name+" is there, and Connection keeps it from the service")
+			}
 			if x.request.Header == nil {
 				x.request.Header = make(map[string]string, len(x.rules.headers))
 			}
