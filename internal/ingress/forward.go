@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"sync/atomic"
 
 	"github.com/sallyport/sallyport/internal/policy"
@@ -29,7 +30,7 @@ func (x *exchange) forward() {
 	x.ctx = ctx
 	in := x.r.WithContext(ctx)
 	if in.ContentLength != 0 {
-		x.upload = upload{body: in.Body, limit: x.g.config.Limits.BodyBytes}
+		x.upload = upload{body: in.Body, limit: x.g.config.Limits.BodyBytes, length: in.ContentLength}
 		in.Body = &x.upload
 		// A service may answer while it still reads; without this, net/http would first read the body to its end.
 		http.NewResponseController(x.w.ResponseWriter).EnableFullDuplex()
@@ -43,6 +44,9 @@ func (x *exchange) forward() {
 		ErrorLog:       log.New(io.Discard, "", 0), // what goes wrong is in the outcome
 	}
 	proxy.ServeHTTP(&x.w, in)
+	if x.wire != nil && !x.upload.ended() {
+		x.wire.HangUp(x.wire.Broken()) // the client has its answer: nobody wants the rest
+	}
 	switch {
 	case x.failure != "":
 	case x.readErr != nil || x.w.err != nil:
@@ -116,6 +120,11 @@ func (x *exchange) respond(res *http.Response) error {
 		if !hasToken(h["Cache-Control"], "no-store") && !hasToken(h["Cache-Control"], "private") {
 			h["Cache-Control"] = []string{"no-store"}
 		}
+		for name := range h {
+			if directsCaches(name) {
+				delete(h, name)
+			}
+		}
 		addVary(h, "Authorization")
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
@@ -124,9 +133,23 @@ func (x *exchange) respond(res *http.Response) error {
 	if x.upgrades() {
 		x.hangUp(h, codeUpgradeRefused)
 	}
+	if !x.upload.ended() {
+		// net/http does not find the end of a body that somebody else reads still: it would take the rest for a request.
+		h.Set("Connection", "close")
+	}
 	x.w.length = res.ContentLength
 	res.Body = &download{res.Body, x}
 	return nil
+}
+
+// directsCaches reports whether a field tells a kind of shared cache what to do, over the head of Cache-Control: those of
+// RFC 9213, which end in "-Cache-Control", and what there was before it.
+func directsCaches(name string) bool {
+	switch name {
+	case "Surrogate-Control", "Edge-Control", "X-Accel-Expires":
+		return true
+	}
+	return strings.HasSuffix(name, "-Cache-Control")
 }
 
 // identify names the request in an answer.
@@ -175,7 +198,9 @@ func (x *exchange) reason(err error) policy.Code {
 type upload struct {
 	body     io.ReadCloser
 	limit    int64
+	length   int64 // announced; -1: not known
 	n        atomic.Int64
+	eof      atomic.Bool
 	tooLarge atomic.Bool
 	broken   atomic.Bool // it ended with an error before its end
 }
@@ -186,10 +211,18 @@ func (u *upload) Read(p []byte) (int, error) {
 		u.tooLarge.Store(true)
 		return 0, errTooLarge
 	}
+	if err == io.EOF {
+		u.eof.Store(true)
+	}
 	if err != nil && err != io.EOF && err != http.ErrBodyReadAfterClose {
 		u.broken.Store(true)
 	}
 	return n, err
+}
+
+// ended reports whether there is no more to read, which there never was of a request without a body.
+func (u *upload) ended() bool {
+	return u.body == nil || u.eof.Load() || u.n.Load() == u.length
 }
 
 func (u *upload) Close() error { return u.body.Close() }

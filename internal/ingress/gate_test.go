@@ -116,6 +116,12 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"H12 one underscore", get("/health", "X-Forwarded_User: root"), 400, "header_name"},
 		{"H12 underscores of another proxy", get("/health", "x_auth_request_email: a@b"), 400, "header_name"},
 		{"H12 dot", get("/health", "X.Forwarded.User: root"), 400, "header_name"},
+		{"H15 path of an open route", get("/admin", "X-Forwarded-Uri: /health", "X-Forwarded-Path: /health"), 401, "missing_token"},
+		{"H15 original URL", get("/admin", "X-Original-URL: /health", "X-Original-URI: /health"), 401, "missing_token"},
+		{"H15 rewritten URL", get("/admin", "X-Rewrite-URL: /health"), 401, "missing_token"},
+		{"H15 prefix", get("/admin", "X-Forwarded-Prefix: /public"), 401, "missing_token"},
+		{"H15 another method", get("/admin", "X-Forwarded-Method: OPTIONS", "X-HTTP-Method-Override: OPTIONS"), 401, "missing_token"},
+		{"H15 a local client", get("/admin", "X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=127.0.0.1"), 401, "missing_token"},
 		{"H18 probe", get("/admin", "User-Agent: kube-probe/1.33"), 401, "missing_token"},
 		{"H18 another probe", get("/admin", "User-Agent: GoogleHC/1.0"), 401, "missing_token"},
 		{"H19 metrics", get("/metrics", good), 404, "no_route"},
@@ -126,6 +132,8 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"H20 grpc path", request("POST", "/a.B/../c.D", "", good), 400, "path_noncanonical"},
 		{"H22 h2c", get("/orders/1", good, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"), 400, "upgrade_refused"},
 		{"H22 WebSocket where there is none", get("/orders/1", good, "Connection: Upgrade", "Upgrade: websocket"), 400, "upgrade_refused"},
+		{"H22 WebSocket where there is none, and a request behind it", get("/orders/1", good, "Connection: Upgrade", "Upgrade: websocket") + get("/health"), 400, "upgrade_refused"},
+		{"H22 Upgrade to nothing", get("/health", "Connection: Upgrade", "Upgrade:") + get("/health"), 400, "upgrade_refused"},
 		{"H22 two protocols", get("/socket", good, "Connection: Upgrade", "Upgrade: websocket", "Upgrade: h2c"), 400, "upgrade_refused"},
 		{"H22 a list of protocols", get("/socket", good, "Connection: Upgrade", "Upgrade: websocket, h2c"), 400, "upgrade_refused"},
 		{"H22 Upgrade that Connection does not name", get("/socket", good, "Upgrade: websocket"), 400, "upgrade_refused"},
@@ -133,11 +141,15 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"H22 a body", request("GET", "/socket", "x", good, "Connection: Upgrade", "Upgrade: websocket"), 400, "upgrade_refused"},
 		{"H25 token in the query of a protected route", get("/orders/1?access_token=abc"), 401, "missing_token"},
 		{"H25 token in the query of a public route", get("/health?access_token=abc"), 400, "token_in_query"},
+		{"H25 token in a form of 200 MiB", "POST /orders HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 209715200\r\n\r\naccess_token=abc", 413, "body_too_large"},
+		{"H25 token in a form", request("POST", "/orders", "access_token=abc", "Content-Type: application/x-www-form-urlencoded"), 401, "missing_token"},
 		{"H25 the same, escaped", get("/health?a=b&access%5Ftoken=abc"), 400, "token_in_query"},
 		{"H29 condition that cannot be evaluated", get("/broken/1", good), 403, "policy_error"},
 		{"H30 condition that is false", get("/mine/bob", good), 403, "condition_false"},
 		{"public until 2020", get("/closed"), 403, "public_expired"},
 		{"header that a condition reads, twice", get("/beta", good, "X-Version: 2", "X-Version: 3"), 400, "header_repeated"},
+		{"header that a condition reads, kept from the service", get("/beta", good, "X-Version: 2", "Connection: close, x-VERSION"), 400, "header_withheld"},
+		{"the same on a second line", get("/beta", good, "X-Version: 2", "Connection: keep-alive", "Connection: ,X-Version,"), 400, "header_withheld"},
 		{"header that a condition reads, absent", get("/beta", good), 403, "policy_error"},
 		{"escaped slash where it is not allowed", get("/orders/1%2F2", good), 400, "path_special"},
 		{"target too long", get("/public/"+strings.Repeat("a", 9<<10), good), 414, "target_too_long"},
@@ -153,6 +165,8 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"C03 header and query", get("/orders/1?access_token=bad", good), 400, "multiple_credentials"},
 		{"C03 bad header, good query", get("/orders/1?access_token="+s.token("orders:read"), "Authorization: Bearer a.b.c"), 400, "multiple_credentials"},
 		{"C03 header and cookie", get("/orders/1", good, "Cookie: access_token=bad"), 400, "multiple_credentials"},
+		{"C03 header and cookie behind more than net/http reads", get("/orders/1", good, "Cookie: "+strings.Repeat(";", 3001)+"access_token=bad"), 400, "multiple_credentials"},
+		{"C03 header and cookie that net/http leaves out", get("/orders/1", good, `Cookie: access_token=b\d`), 400, "multiple_credentials"},
 		{"C04 two spaces", get("/orders/1", strings.Replace(good, "Bearer ", "Bearer  ", 1)), 400, "malformed_authorization"},
 		{"C04 tab", get("/orders/1", strings.Replace(good, "Bearer ", "Bearer\t", 1)), 400, "malformed_authorization"},
 		{"C04 no-break space", get("/orders/1", strings.Replace(good, "Bearer ", "Bearer\xc2\xa0", 1)), 400, "malformed_authorization"},
@@ -408,6 +422,7 @@ func TestAnswerHygiene(t *testing.T) {
 	})
 	for _, c := range []struct{ extra, cache, vary string }{
 		{"", "no-store", "Authorization"},
+		{"CDN-Cache-Control: max-age=60\r\nEXAMPLE-cache-control: public\r\nSurrogate-Control: max-age=60\r\nX-Accel-Expires: 60\r\nEdge-Control: cache-maxage=60s\r\n", "no-store", "Authorization"},
 		{"Cache-Control: public, max-age=60\r\nVary: Accept\r\n", "no-store", "Accept,Authorization"},
 		{"Cache-Control: no-cache\r\nCache-Control: max-age=3\r\n", "no-store", "Authorization"},
 		{"Cache-Control: private, max-age=60\r\nVary: authorization\r\n", "private, max-age=60", "authorization"},
@@ -415,7 +430,8 @@ func TestAnswerHygiene(t *testing.T) {
 	} {
 		extra.Store(c.extra)
 		a, _ := s.ask(get("/events", bearerHeader(s.token(""))))
-		for _, name := range []string{"Server", "X-Powered-By", "Alt-Svc", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "X-Hop"} {
+		for _, name := range []string{"Server", "X-Powered-By", "Alt-Svc", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "X-Hop",
+			"Cdn-Cache-Control", "Example-Cache-Control", "Surrogate-Control", "X-Accel-Expires", "Edge-Control"} {
 			if v := a.Header.Values(name); len(v) > 0 {
 				t.Errorf("%s: %q", name, v)
 			}

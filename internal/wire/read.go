@@ -10,6 +10,11 @@ import (
 const (
 	readAhead = 4 << 10  // bytes read ahead on a connection with small heads
 	maxHeld   = 64 << 10 // bytes a client may send before its upgrade is settled
+
+	// minBodyRate is how many bytes of a body a client must send for each second that it is waited for, BodyTimeout given
+	// beforehand. Without it a byte a minute would hold a connection, and a place among the requests in flight, for ever.
+	// 500 is what Apache's mod_reqtimeout asks for.
+	minBodyRate = 500
 )
 
 // substitute is what the server reads in the place of a refused request.
@@ -30,7 +35,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		switch {
 		case c.tunnel:
 			return c.Conn.Read(p)
-		case c.refused.Load() != nil:
+		case c.refused.Load() != nil, c.breaksLater():
 			return 0, c.swallow()
 		case c.broken.Load() != nil:
 			return 0, errBroken
@@ -49,9 +54,11 @@ func (c *Conn) readBody(p []byte) (int, error) {
 	if int64(len(p)) > c.framer.data {
 		p = p[:c.framer.data]
 	}
-	c.deadline.own(time.Now().Add(c.bodyTimeout))
+	now := time.Now()
+	c.deadline.own(now.Add(c.patience()))
 	n, err := c.Conn.Read(p)
 	c.framer.pass(n)
+	c.account(n, now)
 	if err != nil {
 		err = c.stalled(err)
 	}
@@ -87,8 +94,10 @@ func (c *Conn) fill() error {
 		}
 		c.buf = append(c.buf, make([]byte, len(c.buf))...)
 	}
-	c.arm()
+	now := time.Now()
+	c.arm(now)
 	n, err := c.Conn.Read(c.buf[c.w:])
+	c.account(n, now)
 	if n > 0 {
 		if c.ok == c.w {
 			c.begun = time.Now()
@@ -100,18 +109,31 @@ func (c *Conn) fill() error {
 }
 
 // arm sets our deadline for the next read. net/http's stays beside it: whichever is first ends the read.
-func (c *Conn) arm() {
+func (c *Conn) arm(now time.Time) {
 	var t time.Time
 	switch {
 	case c.framer.state == held:
 	case c.framer.state != inHead:
-		t = time.Now().Add(c.bodyTimeout)
+		t = now.Add(c.patience())
 	case c.w > 0:
 		t = c.begun.Add(c.headerTimeout)
 	case c.heads == 0:
 		t = c.accepted.Add(c.headerTimeout)
 	}
 	c.deadline.own(t)
+}
+
+// patience is how long the next bytes of a body are waited for.
+func (c *Conn) patience() time.Duration {
+	earned := time.Duration(c.taken/minBodyRate) * time.Second
+	return min(c.bodyTimeout, c.bodyTimeout+earned-c.waited)
+}
+
+// account notes what came since a read began. Only time in which we wait for the client counts, none in which the
+// service does not take what came.
+func (c *Conn) account(n int, since time.Time) {
+	c.taken += int64(n)
+	c.waited += time.Since(since)
 }
 
 // stalled turns the end of our own patience into a refusal: of the head, or of the rest of the body. Other errors
@@ -157,6 +179,7 @@ func (c *Conn) advance() {
 		if state == inHead {
 			c.at = c.ok
 			c.heads++
+			c.taken, c.waited = 0, 0
 			c.deadline.own(time.Time{})
 		}
 		c.ok += n
@@ -177,11 +200,18 @@ func (c *Conn) refuse(code Code) {
 	c.refused.Store(r)
 }
 
+// breaksLater reports whether the body that broke is of a request that still waits behind the one being answered. What
+// reads then only watches over that one, for which an error would mean that its client is gone.
+func (c *Conn) breaksLater() bool {
+	b := c.broken.Load()
+	return b != nil && b.number > c.served.Load()
+}
+
 // breaks ends the body at hand: what of it was understood passes, then an error.
 func (c *Conn) breaks(code Code) {
 	c.lingers.Store(true)
 	c.deadline.own(time.Time{})
-	c.broken.Store(&code)
+	c.broken.Store(&breach{code, c.heads})
 }
 
 // swallow reads away what a refused client still sends, until net/http has written the answer and wants no more.

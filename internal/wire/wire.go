@@ -42,7 +42,8 @@
 // # Limits
 //
 // It reads requests, not answers. It judges the form of a target and of a host, not their meaning. A body's length is
-// not bounded, only its pace. Behind a request for an upgrade 64 KiB of what the client sends are held until the
+// not bounded, only its pace: a client that was waited for longer than BodyTimeout in all must have sent 500 bytes for
+// each second more. Behind a request for an upgrade 64 KiB of what the client sends are held until the
 // upgrade is settled; then everything passes. A TLS handshake happens in the first read, within HeaderTimeout.
 package wire
 
@@ -63,7 +64,7 @@ type Limits struct {
 	HeaderBytes   int           // of a request line and header fields, with the empty line
 	HeaderFields  int           // of one head
 	HeaderTimeout time.Duration // from the first byte of a request to the end of its header; from New for the first one
-	BodyTimeout   time.Duration // without a single byte of progress, reading a body or writing an answer
+	BodyTimeout   time.Duration // without a single byte of progress, reading a body or writing an answer; and see minBodyRate
 }
 
 // MaxHeaderBytes is what to set http.Server's to, so that the limit that is met first is that of the Conn.
@@ -106,7 +107,7 @@ type Refusal struct {
 	Path   string // no query
 	Host   string
 
-	number int // of the request on its connection, from 1
+	number int64 // of the request on its connection, from 1
 }
 
 // A Conn is a client's connection of which a server reads only what has been read strictly before.
@@ -128,16 +129,24 @@ type Conn struct {
 	r      int
 	ok     int
 	w      int
-	heads  int       // requests passed, including the one in the place of a refused one
-	at     int       // in buf: where the newest head begins, while it is there; else -1
-	begun  time.Time // when the first byte of the head at hand came
-	tunnel bool      // an upgrade was granted: every byte passes
+	heads  int64         // requests passed, including the one in the place of a refused one
+	at     int           // in buf: where the newest head begins, while it is there; else -1
+	begun  time.Time     // when the first byte of the head at hand came
+	taken  int64         // bytes of the body at hand
+	waited time.Duration // for them
+	tunnel bool          // an upgrade was granted: every byte passes
 
 	refused  atomic.Pointer[Refusal] // the request that was refused, if any
-	broken   atomic.Pointer[Code]
+	broken   atomic.Pointer[breach]
 	lingers  atomic.Bool
-	served   int // calls of Next; the handler's own
+	served   atomic.Int64 // calls of Next
 	deadline deadlines
+}
+
+// breach is why a body ends with an error, and the number of its request.
+type breach struct {
+	code   Code
+	number int64
 }
 
 // errBroken ends a request's body that does not end as it should.
@@ -186,8 +195,8 @@ func (c *Conn) TLS() bool { return c.onTLS }
 // Next takes the connection's next request, which the handler has just been given. It returns the refusal in whose
 // place that request stands, nil if the request is the client's own.
 func (c *Conn) Next() *Refusal {
-	c.served++
-	if r := c.refused.Load(); r != nil && r.number == c.served {
+	served := c.served.Add(1)
+	if r := c.refused.Load(); r != nil && r.number == served {
 		return r
 	}
 	return nil
@@ -196,8 +205,8 @@ func (c *Conn) Next() *Refusal {
 // Broken is why the body at hand ended, or will end, with an error: a fault of the client, or what HangUp was told.
 // Empty means that it has no such reason.
 func (c *Conn) Broken() Code {
-	if code := c.broken.Load(); code != nil {
-		return *code
+	if b := c.broken.Load(); b != nil && b.number == c.served.Load() {
+		return b.code
 	}
 	return ""
 }
@@ -206,7 +215,7 @@ func (c *Conn) Broken() Code {
 // says from now on. That the answer says "Connection: close" is the caller's part.
 func (c *Conn) HangUp(code Code) {
 	c.lingers.Store(true)
-	c.broken.Store(&code)
+	c.broken.Store(&breach{code, c.served.Load()})
 }
 
 // Open makes the connection a tunnel in which every byte passes, those first that were held behind the request for it.

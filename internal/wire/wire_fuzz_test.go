@@ -203,16 +203,19 @@ func checkStream(t testing.TB, stream []byte, size int) Code {
 			t.Fatalf("in pieces of %d: request %d: we read %+v, net/http %+v", size, i, ours[i], theirs[i])
 		}
 	}
-	switch refused, broken := w.refused.Load(), w.Broken(); {
+	switch refused, broken := w.refused.Load(), w.broken.Load(); {
 	case refused != nil:
-		if refused.number != len(ours)+1 || w.heads != refused.number {
+		if refused.number != int64(len(ours)+1) || w.heads != refused.number {
 			t.Fatalf("request %d is refused, behind %d requests", refused.number, len(ours))
 		}
 		return refused.Code
-	case broken != "":
-		return broken
+	case broken != nil:
+		if broken.number != int64(len(ours)) {
+			t.Fatalf("the body of request %d is broken, of %d requests", broken.number, len(ours))
+		}
+		return broken.code
 	}
-	if w.heads != len(ours) {
+	if w.heads != int64(len(ours)) {
 		t.Fatalf("counted %d heads, there are %d", w.heads, len(ours))
 	}
 	return ""

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -101,6 +102,9 @@ func TestBehindServer(t *testing.T) {
 		{"denied with a body", "POST /denied" + chunked + "5\r\nhello\r\n", "", testLimits(), []int{403}, []string{"POST /denied"}},
 		{"slow head", "GET /slow HTTP/1.1\r\nHo", "", impatient, []int{400}, []string{"refused header_timeout GET /slow "}},
 		{"slow body", "POST /slow" + chunked + "5\r\nhe", "", impatient, []int{400}, []string{"POST /slow", "broken body_timeout"}},
+		{"body of a byte at a time", "POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", dribble, impatient,
+			[]int{400}, []string{"POST /slow", "broken body_timeout"}},
+		{"chunks of a byte at a time", "POST /slow" + chunked, dribble, impatient, []int{400}, []string{"POST /slow", "broken body_timeout"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := serve(t, c.limits)
@@ -113,7 +117,11 @@ func TestBehindServer(t *testing.T) {
 			io.WriteString(conn, c.first)
 			if c.then != "" {
 				eventually(t, func() bool { h.mu.Lock(); defer h.mu.Unlock(); return len(h.seen) == 1 })
-				io.WriteString(conn, c.then)
+				if c.then == dribble {
+					go drip(conn, strings.Contains(c.first, "chunked"))
+				} else {
+					io.WriteString(conn, c.then)
+				}
 			}
 			b := bufio.NewReader(conn)
 			for _, want := range c.status {
@@ -135,6 +143,22 @@ func TestBehindServer(t *testing.T) {
 				t.Errorf("the handler saw %q, want %q", h.seen, c.seen)
 			}
 		})
+	}
+}
+
+const dribble = "a byte at a time"
+
+// drip sends a body that always makes progress, until the connection ends.
+func drip(conn net.Conn, chunked bool) {
+	piece := "x"
+	if chunked {
+		piece = "1\r\nx\r\n"
+	}
+	for {
+		if _, err := io.WriteString(conn, piece); err != nil {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
 	}
 }
 
