@@ -21,7 +21,7 @@ func FromRequest(r *http.Request) (Token, error) {
 	if len(values) > 1 {
 		return Token{}, refuse(codeMultiple, "%d Authorization headers", len(values))
 	}
-	if namesToken(r.URL) || len(r.CookiesNamed(tokenParameter)) > 0 {
+	if namesToken(r.URL) || inCookie(r.Header["Cookie"]) {
 		return Token{}, refuse(codeMultiple, "an access_token in the query or a cookie beside the Authorization header")
 	}
 	return fromHeader(values[0])
@@ -82,6 +82,20 @@ func namesToken(u *url.URL) bool {
 		name, _, _ = strings.Cut(name, "[")
 		if strings.EqualFold(strings.TrimSpace(name), tokenParameter) {
 			return true
+		}
+	}
+	return false
+}
+
+// inCookie tells whether any reader of the cookies could find an access_token in them. http.Request.CookiesNamed will
+// not do: it reads none where there are very many, and leaves out a value that it finds malformed.
+func inCookie(lines []string) bool {
+	for _, line := range lines {
+		for pair := range strings.FieldsFuncSeq(line, func(r rune) bool { return r == ';' || r == ',' }) {
+			name, _, _ := strings.Cut(pair, "=")
+			if strings.EqualFold(strings.Trim(name, " \t\""), tokenParameter) {
+				return true
+			}
 		}
 	}
 	return false

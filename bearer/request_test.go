@@ -22,7 +22,7 @@ func TestFromRequest(t *testing.T) {
 		{name: "scheme in capitals", headers: []string{"BEARER abc"}, token: "abc"},
 		{name: "every character of a token", headers: []string{"Bearer aZ09-._~+/=="}, token: "aZ09-._~+/=="},
 		{name: "another parameter in the query", headers: []string{"Bearer abc"}, query: "a=access_token&token=x&my_access_token=y&access_tokens", token: "abc"},
-		{name: "another cookie", headers: []string{"Bearer abc"}, cookie: "session=x", token: "abc"},
+		{name: "another cookie", headers: []string{"Bearer abc"}, cookie: "session=x; a=access_token; my_access_token=y", token: "abc"},
 
 		{name: "no header", code: codeMissing, status: 401},
 		{name: "no header, token in the query", query: "access_token=abc", code: codeMissing, status: 401},
@@ -45,6 +45,12 @@ func TestFromRequest(t *testing.T) {
 		{name: "token in the query, as an escaped array", headers: []string{"Bearer abc"}, query: "access_token%5B0%5D=abc", code: codeMultiple, status: 400},
 		{name: "token in the query, value badly escaped", headers: []string{"Bearer abc"}, query: "access_token=%zz", code: codeMultiple, status: 400},
 		{name: "token in a cookie too", headers: []string{"Bearer abc"}, cookie: "a=b; access_token=abc", code: codeMultiple, status: 400},
+
+		{name: "token in a cookie behind more than net/http reads", headers: []string{"Bearer abc"}, cookie: strings.Repeat(";", 3001) + "access_token=abc", code: codeMultiple, status: 400},
+		{name: "token in a cookie that net/http leaves out", headers: []string{"Bearer abc"}, cookie: `access_token=a\b`, code: codeMultiple, status: 400},
+		{name: "token in a cookie behind a comma", headers: []string{"Bearer abc"}, cookie: `a=b, access_token=abc`, code: codeMultiple, status: 400},
+		{name: "token in a cookie in capitals", headers: []string{"Bearer abc"}, cookie: "a=b;Access_Token = abc", code: codeMultiple, status: 400},
+		{name: "token in a cookie without a value", headers: []string{"Bearer abc"}, cookie: "access_token", code: codeMultiple, status: 400},
 
 		{name: "empty header", headers: []string{""}, code: codeMalformed, status: 400},
 		{name: "scheme alone", headers: []string{"Bearer"}, code: codeMalformed, status: 400},
