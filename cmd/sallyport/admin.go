@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -148,6 +149,31 @@ func mayChange(r *http.Request) error {
 	}
 	if ours {
 		return errors.New("the service may not change the gate in front of it")
+	}
+	// Last, because what was read of a number is true only of a process that still has it: the service could connect,
+	// end, and let somebody else be given its number.
+	if err := peerLives(raw); err != nil {
+		return fmt.Errorf("ask who the peer is: %w", err)
+	}
+	return nil
+}
+
+// peerLives errs unless the process that connected has not ended (SO_PEERPIDFD, Linux 6.5).
+func peerLives(raw syscall.RawConn) error {
+	var pidfd int
+	var perr error
+	if err := raw.Control(func(fd uintptr) { pidfd, perr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD) }); err != nil {
+		return err
+	}
+	if errors.Is(perr, unix.ENOPROTOOPT) {
+		return errors.New("this kernel cannot say whether it still lives (Linux 6.5 can): send SIGHUP instead")
+	}
+	if perr != nil {
+		return perr
+	}
+	defer unix.Close(pidfd)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0); err != nil || n != 0 {
+		return errors.Join(errors.New("it has ended"), err)
 	}
 	return nil
 }

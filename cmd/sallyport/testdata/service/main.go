@@ -6,6 +6,7 @@
 //	service wildcard        listen on every address, or try to
 //	service read FILE       serve, and answer with the file
 //	service env             print the environment and end
+//	service leave SOCKET    connect, leave the connection to a child, and end
 //	service reload SOCKET   serve, and answer with what the admin listener at SOCKET says to a reload
 package main
 
@@ -16,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -36,6 +38,9 @@ func main() {
 		os.Exit(n)
 	case "idle":
 		time.Sleep(time.Minute)
+		return
+	case "leave":
+		leave(mode[1])
 		return
 	case "env":
 		env := os.Environ()
@@ -82,6 +87,27 @@ func main() {
 		slices.Sort(lines)
 		fmt.Fprintf(w, "%s\nbody: %s\n", strings.Join(lines, "\n"), body)
 	}))
+}
+
+// leave makes a connection whose maker has ended: the kernel names its maker still.
+func leave(socket string) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(97)
+	}
+	file, err := conn.(*net.UnixConn).File()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(97)
+	}
+	child := exec.Command("sleep", "10")
+	child.ExtraFiles = []*os.File{file}
+	if err := child.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(97)
+	}
+	fmt.Println(child.Process.Pid)
 }
 
 func reload(socket string) string {
