@@ -85,7 +85,7 @@ func assemble(f *config.File, log *slog.Logger, l net.Listener) (g *gate, err er
 		return nil, err
 	}
 	g.verifier = rules.Verifier
-	tlsConfig, err := serverTLS(f.Ingress.TLS)
+	tlsConfig, err := serverTLS(f.Ingress.TLS, log)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +99,8 @@ func assemble(f *config.File, log *slog.Logger, l net.Listener) (g *gate, err er
 		Metrics:        g.registry,
 		Logger:         log,
 		Realm:          f.Ingress.Realm,
+
+		ResourceMetadata: f.Ingress.ResourceMetadata,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("build the gate: %w", err)
@@ -180,6 +182,7 @@ func fixedDifference(a, b *config.File) string {
 		{"ingress.trusted_proxies", a.Ingress.TrustedProxies, b.Ingress.TrustedProxies},
 		{"ingress.limits", a.Ingress.Limits, b.Ingress.Limits},
 		{"ingress.realm", a.Ingress.Realm, b.Ingress.Realm},
+		{"ingress.resource_metadata", a.Ingress.ResourceMetadata, b.Ingress.ResourceMetadata},
 		{"ingress.keep_keys", a.Ingress.KeepKeys, b.Ingress.KeepKeys},
 		{"ingress.assertion", a.Ingress.Assertion != nil, b.Ingress.Assertion != nil},
 		{"audit", a.Audit, b.Audit},
@@ -285,11 +288,13 @@ func openRing(c keys.Config, log *slog.Logger) (*keys.Ring, error) {
 }
 
 // serverTLS builds the listener's TLS from the files, which are read again when they change.
-func serverTLS(c *config.TLS) (*tls.Config, error) {
+func serverTLS(c *config.TLS, log *slog.Logger) (*tls.Config, error) {
 	if c == nil {
 		return nil, nil
 	}
-	get, err := ingress.CertificateFiles(c.Cert, c.Key)
+	get, err := ingress.CertificateFiles(c.Cert, c.Key, func(err error) {
+		log.Error("read the listener's certificate again: the old one serves", "error", err)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("ingress.tls: %w", err)
 	}

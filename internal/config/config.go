@@ -51,18 +51,19 @@ type File struct {
 
 // Ingress is the gate in front.
 type Ingress struct {
-	Listen         string // "host:port", ":port" or "unix:PATH"
-	TLS            *TLS
-	Upstream       *url.URL
-	TrustedProxies []netip.Prefix
-	Issuers        []bearer.Issuer
-	Routes         []policy.Route
-	Policy         *policy.Policy // the same, compiled: reading the file has checked every pattern and expression
-	Assertion      *Assertion
-	CORS           *ingress.CORS
-	Limits         ingress.Limits
-	Realm          string
-	KeepKeys       string // folder for the issuers' last good keys; empty: they are not kept
+	Listen           string // "host:port", ":port" or "unix:PATH"
+	TLS              *TLS
+	Upstream         *url.URL
+	TrustedProxies   []netip.Prefix
+	Issuers          []bearer.Issuer
+	Routes           []policy.Route
+	Policy           *policy.Policy // the same, compiled: reading the file has checked every pattern and expression
+	Assertion        *Assertion
+	CORS             *ingress.CORS
+	Limits           ingress.Limits
+	Realm            string
+	ResourceMetadata string // URL (RFC 9728), named in challenges
+	KeepKeys         string // folder for the issuers' last good keys; empty: they are not kept
 }
 
 // TLS names the files of a listener's certificate. They are read again when they change.

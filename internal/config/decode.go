@@ -36,6 +36,8 @@ func (r *reader) ingress(v *value, now time.Time) Ingress {
 		Limits:   limits(v.get("limits")),
 		Realm:    v.get("realm").text(),
 		KeepKeys: v.get("keep_keys").text(),
+
+		ResourceMetadata: v.get("resource_metadata").raw, // as written: clients compare it
 	}
 	if t := v.get("tls"); t.isSet {
 		in.TLS = &TLS{Cert: t.get("cert").text(), Key: t.get("key").text(), ClientCA: t.get("client_ca").text()}

@@ -121,7 +121,8 @@ func (x *exchange) answer(d policy.Decision, status int) {
 	x.w.Write(body)
 }
 
-// challenge says what would help (RFC 6750, section 3). Without a token there was no error.
+// challenge says what would help (RFC 6750, section 3), and where the rest is to be read (RFC 9728, section 5.1). Without a
+// token there was no error.
 func (x *exchange) challenge(h http.Header, d policy.Decision, status int) {
 	var problem string
 	switch {
@@ -141,6 +142,9 @@ func (x *exchange) challenge(h http.Header, d policy.Decision, status int) {
 	}
 	if len(d.Missing) > 0 {
 		v += `, scope="` + strings.Join(d.Missing, " ") + `"`
+	}
+	if where := x.g.config.ResourceMetadata; where != "" {
+		v += `, resource_metadata="` + where + `"`
 	}
 	h.Set("WWW-Authenticate", v)
 }

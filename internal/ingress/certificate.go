@@ -13,9 +13,9 @@ const recheck = time.Second
 
 // CertificateFiles reads a certificate and its key, PEM, and returns a tls.Config's GetCertificate that reads them again
 // when one of them changes. While what they hold does not fit together, as between the writing of one and the other,
-// the last good pair serves.
-func CertificateFiles(cert, key string) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
-	f := &certificateFiles{cert: cert, key: key}
+// the last good pair serves; failed, unless nil, hears why, once for each reason.
+func CertificateFiles(cert, key string, failed func(error)) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	f := &certificateFiles{cert: cert, key: key, failed: failed}
 	if err := f.load(); err != nil {
 		return nil, fmt.Errorf("read the certificate: %w", err)
 	}
@@ -24,11 +24,13 @@ func CertificateFiles(cert, key string) (func(*tls.ClientHelloInfo) (*tls.Certif
 
 type certificateFiles struct {
 	cert, key string
+	failed    func(error)
 
 	mu      sync.Mutex
 	pair    *tls.Certificate
 	looks   [2]look
 	checked time.Time
+	fault   string // that failed has heard; empty while the files are good
 }
 
 // look is how a file looked when it was read.
@@ -70,7 +72,18 @@ func (f *certificateFiles) current(now time.Time) *tls.Certificate {
 	defer f.mu.Unlock()
 	if now.Sub(f.checked) >= recheck {
 		f.checked = now
-		_ = f.load() // the last good pair stays
+		f.report(f.load()) // the last good pair stays
 	}
 	return f.pair
+}
+
+func (f *certificateFiles) report(err error) {
+	if err == nil {
+		f.fault = ""
+	} else if f.fault != err.Error() {
+		f.fault = err.Error()
+		if f.failed != nil {
+			f.failed(err)
+		}
+	}
 }

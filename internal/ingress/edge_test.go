@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -181,7 +182,8 @@ func writePair(t *testing.T, name, certFile, keyFile string) *x509.CertPool {
 func TestTLS(t *testing.T) {
 	certFile, keyFile := filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
 	pool := writePair(t, "first", certFile, keyFile)
-	get1, err := CertificateFiles(certFile, keyFile)
+	var faults atomic.Int64
+	get1, err := CertificateFiles(certFile, keyFile, func(error) { faults.Add(1) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +237,10 @@ func TestTLS(t *testing.T) {
 	if _, err := dial(next); err != nil {
 		t.Errorf("while the files do not fit: %v", err)
 	}
-	if _, err := CertificateFiles(certFile, keyFile); err == nil {
+	if faults.Load() != 1 {
+		t.Errorf("the operator was told %d times", faults.Load())
+	}
+	if _, err := CertificateFiles(certFile, keyFile, nil); err == nil {
 		t.Error("half a key was taken at the start")
 	}
 }

@@ -223,6 +223,12 @@ func TestChallenges(t *testing.T) {
 			t.Errorf("%s: Vary %q", c.name, a.Header.Get("Vary"))
 		}
 	}
+	told := open(t, func(s *stage) {
+		s.config.ResourceMetadata = "https://api.example.com/.well-known/oauth-protected-resource"
+	})
+	if a, _ := told.ask(get("/orders/1")); a.Header.Get("WWW-Authenticate") != `Bearer realm="sallyport", resource_metadata="https://api.example.com/.well-known/oauth-protected-resource"` {
+		t.Errorf("with resource metadata: %q", a.Header.Get("WWW-Authenticate"))
+	}
 	if a, _ := s.ask(request("DELETE", "/orders", "")); a.Header.Get("Allow") != "POST" {
 		t.Errorf("Allow: %q", a.Header.Get("Allow"))
 	}

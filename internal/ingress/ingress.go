@@ -73,7 +73,9 @@ type Config struct {
 	Metrics        prometheus.Registerer // nil: none
 	Logger         *slog.Logger          // nil: none
 	Realm          string                // for WWW-Authenticate; empty means "sallyport"
-	Now            func() time.Time      // nil means time.Now
+	// ResourceMetadata is the URL of the protected resource's metadata (RFC 9728), named in WWW-Authenticate; empty: none.
+	ResourceMetadata string
+	Now              func() time.Time // nil means time.Now
 }
 
 // Rules are the part of the configuration that a reload replaces, whole.
@@ -175,6 +177,9 @@ func New(c Config) (*Gateway, error) {
 	setDefault(&c.Realm, "sallyport")
 	if strings.ContainsAny(c.Realm, "\"\\") || !isValue(c.Realm) {
 		return nil, errors.New("ingress: the realm has a character that cannot stand in a challenge")
+	}
+	if strings.ContainsAny(c.ResourceMetadata, "\"\\ ") || !isValue(c.ResourceMetadata) {
+		return nil, errors.New("ingress: the resource metadata's URL has a character that cannot stand in a challenge")
 	}
 	g := &Gateway{config: c, log: c.Logger, now: c.Now, leeway: streamLeeway}
 	if g.log == nil {
