@@ -86,8 +86,15 @@ func start(f *config.File, log *slog.Logger) (*server, error) {
 	if err := handOver(f); err != nil {
 		return fail(err)
 	}
+	was := os.Getuid()
 	if err := sandbox.Drop(f.Sandbox); err != nil {
 		return fail(fmt.Errorf("give up privileges: %w", err))
+	}
+	if os.Getuid() != was {
+		// The home of who we were; the service would look there for files that it may not read.
+		if err := os.Setenv("HOME", "/"); err != nil {
+			return fail(err)
+		}
 	}
 	g, err := assemble(f, log, data)
 	if err != nil {

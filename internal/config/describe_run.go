@@ -26,7 +26,7 @@ func describeSandbox() key {
 				doc: "What it may do with sockets. `ports`: listen only where `listen` says; where it connects to is not restricted. `none`: it has no internet socket at all, so the upstream must be a unix socket. " +
 					"`broker`: connect only to allowed destinations; this version cannot enforce that, and refuses to start unless `accept_gaps` holds `connection-broker`.",
 				unset: "`ports`"},
-			{name: "env", kind: section, example: "{pass: [NODE_ENV]}", doc: "The program's environment beyond PATH, HOME, LANG and TZ.", unset: "it has no other variable", keys: []key{
+			{name: "env", kind: section, example: "{pass: [NODE_ENV]}", doc: "The program's environment beyond PATH, HOME (`/` where root was given up), LANG and TZ.", unset: "it has no other variable", keys: []key{
 				{name: "pass", kind: sequence, example: "[NODE_ENV]", doc: "Variables it inherits: the way for a secret that must be in the environment. Those by which code enters a program (LD_*, NODE_OPTIONS and the like) are refused when it starts.", unset: "none is inherited",
 					item: variableName()},
 				{name: "set", kind: table, example: `{PORT: "3000"}`, doc: "Variables set here. A value that looks like a secret is an error: pass it, or name a file that holds it.", unset: "none is set",
