@@ -46,6 +46,18 @@ func (k *keysFlags) section(t *terminal) (keys.Config, error) {
 	return f.Keys, nil
 }
 
+func (k *keysFlags) open(t *terminal) (*keys.Ring, error) {
+	section, err := k.section(t)
+	if err != nil {
+		return nil, err
+	}
+	r, err := keys.Open(section)
+	if err != nil {
+		return nil, keysHint(err)
+	}
+	return r, nil
+}
+
 func newKeysGenerate(t *terminal) *cobra.Command {
 	var k keysFlags
 	var f format
@@ -90,13 +102,9 @@ func newKeysList(t *terminal) *cobra.Command {
 		Example: `  sallyport keys list --path keys`,
 		Args:    exactly(),
 		RunE: func(*cobra.Command, []string) error {
-			section, err := k.section(t)
+			r, err := k.open(t)
 			if err != nil {
 				return err
-			}
-			r, err := keys.Open(section)
-			if err != nil {
-				return keysHint(err)
 			}
 			if f == "json" {
 				return t.json(r.List())
@@ -133,13 +141,9 @@ func newKeysJWKS(t *terminal) *cobra.Command {
 		Example: `  sallyport keys jwks --path keys > sallyport.jwks.json`,
 		Args:    exactly(),
 		RunE: func(*cobra.Command, []string) error {
-			section, err := k.section(t)
+			r, err := k.open(t)
 			if err != nil {
 				return err
-			}
-			r, err := keys.Open(section)
-			if err != nil {
-				return keysHint(err)
 			}
 			fmt.Fprintf(t.out, "%s\n", r.JWKS())
 			return nil
