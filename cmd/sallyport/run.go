@@ -104,16 +104,14 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 	}
 	svc := &service{command: args, log: log, ended: make(chan struct{})}
 	s.service = svc
-	if err := s.recordRun("starting"); err != nil {
-		s.gate.close()
-		return fmt.Errorf("record the start: %w", err)
+	if err := s.open(ctx); err != nil {
+		return err
 	}
 	svc.process, err = sandbox.Launch(ctx, profile, sandbox.Command{
 		Path: args[0], Args: args, Stdin: t.in, Stdout: t.out, Stderr: t.err, Logger: log,
 	})
 	if err != nil {
-		s.listener.Close()
-		s.gate.close()
+		s.abandon()
 		return launchError(err)
 	}
 	go svc.wait()

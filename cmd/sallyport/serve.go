@@ -47,6 +47,9 @@ and end with 0; SIGHUP opens the audit log anew and reloads the configuration.`,
 			if err != nil {
 				return err
 			}
+			if err := s.open(c.Context()); err != nil {
+				return err
+			}
 			return s.serve(c.Context())
 		},
 	}
@@ -58,8 +61,10 @@ and end with 0; SIGHUP opens the audit log anew and reloads the configuration.`,
 // server is a started gate with its listeners. serve and run share it.
 type server struct {
 	*gate
-	admin   *admin
-	signals chan os.Signal
+	admin     *admin
+	signals   chan os.Signal
+	closeGate context.CancelFunc // set by open
+	gateDone  chan error         // set by open; gets the gate's end
 }
 
 // start opens the listeners while ports and folders can still be had, gives up what is not needed, and then opens
@@ -109,28 +114,48 @@ func start(f *config.File, log *slog.Logger) (*server, error) {
 	return s, nil
 }
 
-// serve runs until a signal or the service ends it, and returns after everything has ended. The order of the
-// end: no new requests, those in flight are answered, then the service goes,
-// then the operator's listener, and the book is closed last.
+// open records that a run begins, and opens the gate: what it forwards to may come later, and is 502 until then.
+func (s *server) open(ctx context.Context) error {
+	if err := s.recordRun("starting"); err != nil {
+		s.listener.Close()
+		s.gate.close()
+		return fmt.Errorf("record the start: %w", err)
+	}
+	// The gate outlives ctx by the time that draining takes.
+	ctx, s.closeGate = context.WithCancel(context.WithoutCancel(ctx))
+	s.gateDone = make(chan error, 1)
+	go func() { s.gateDone <- s.gateway.Serve(ctx, s.listener) }()
+	go s.maintain(ctx)
+	s.log.Info("listening", "address", s.listener.Addr().String(), "upstream", s.configuration().Ingress.Upstream.String(),
+		"routes", len(s.configuration().Ingress.Routes), "since_start_ms", sinceStart().Milliseconds())
+	return nil
+}
+
+// abandon ends an opened gate behind which nothing came to be.
+func (s *server) abandon() {
+	s.closeGate()
+	<-s.gateDone
+	s.gate.close()
+}
+
+// serve runs until a signal or the service ends it, and returns after everything has ended. The order of the end: no new
+// requests, those in flight are answered, then the service goes, then the operator's listener, and the book is closed
+// last. The caller has opened the gate.
 func (s *server) serve(ctx context.Context) error {
 	defer s.gate.close()
 	defer signal.Stop(s.signals)
-	// They outlive ctx by the time that draining takes.
-	gateCtx, closeGate := context.WithCancel(context.WithoutCancel(ctx))
-	defer closeGate()
+	defer s.closeGate()
 	adminCtx, closeAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	defer closeAdmin()
 
 	if err := s.recordRun("started"); err != nil {
 		s.service.kill()
+		s.closeGate()
+		<-s.gateDone
 		return fmt.Errorf("record the start: %w", err)
 	}
-	gateDone, adminDone := make(chan error, 1), make(chan error, 1)
-	go func() { gateDone <- s.gateway.Serve(gateCtx, s.listener) }()
+	adminDone := make(chan error, 1)
 	go func() { adminDone <- s.admin.serve(adminCtx) }()
-	go s.maintain(gateCtx)
-	s.log.Info("listening", "address", s.listener.Addr().String(), "upstream", s.configuration().Ingress.Upstream.String(),
-		"routes", len(s.configuration().Ingress.Routes), "since_start_ms", sinceStart().Milliseconds())
 
 	var errs []error
 	draining := false
@@ -139,10 +164,10 @@ func (s *server) serve(ctx context.Context) error {
 			draining = true
 			s.log.Info("draining", "because", why)
 			s.admin.drain()
-			closeGate()
+			s.closeGate()
 		}
 	}
-	ended, canceled := s.service.done(), ctx.Done()
+	gateDone, ended, canceled := s.gateDone, s.service.done(), ctx.Done()
 	for gateDone != nil || ended != nil {
 		select {
 		case err := <-gateDone:
@@ -164,7 +189,7 @@ func (s *server) serve(ctx context.Context) error {
 			switch sig {
 			case syscall.SIGHUP:
 				// Beside the loop: a reload may wait for an issuer, and a signal to end must not wait for that.
-				go s.hangup(gateCtx)
+				go s.hangup(adminCtx)
 			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 				if draining {
 					s.service.kill() // asked twice
