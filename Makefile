@@ -55,9 +55,9 @@ lint: ## gofmt, vet, staticcheck, arm64, govulncheck where its data can be reach
 	$(call say,govulncheck)
 	@scripts/vulncheck
 
-unit: build $(STAMPS)/engine $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends ## go test -race of everything, the real services among it
+unit: build $(STAMPS)/packages $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends ## go test -race of everything, the real services among it
 	$(call say,go test -race ./... with the end-to-end tests)
-	@scripts/with-engine $(GO) test -race -timeout 20m ./...
+	@scripts/with-engine scripts/unit
 
 npm-test: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The example service's own tests
 	$(call say,npm test in examples/nestjs)
@@ -70,10 +70,10 @@ bench: build ## The benchmarks beside the code; BENCH=REGEXP picks
 fuzz: ## Every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
-$(STAMPS)/engine:
-	$(call say,a container engine for the tests)
+$(STAMPS)/packages:
+	$(call say,a C compiler and a container engine for the tests)
 	@mkdir -p $(STAMPS)
-	@scripts/engine
+	@scripts/packages
 	@touch $@
 
 $(STAMPS)/examples-nestjs: DIR := examples/nestjs

@@ -216,9 +216,11 @@ func dials(addr string) bool {
 	return err == nil
 }
 
-// outside are this machine's addresses that are not loopback.
+// outside are this machine's addresses that are not the one which a service behind the gate listens on. One is there on
+// every machine: all of 127/8 is ours, and 0.0.0.0 listens there too.
 func outside(t testing.TB) (addrs []string) {
 	t.Helper()
+	addrs = []string{"127.0.0.2"}
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
@@ -235,18 +237,20 @@ func outside(t testing.TB) (addrs []string) {
 func TestServiceIsUnreachable(t *testing.T) {
 	t.Parallel()
 	addrs := outside(t)
-	if len(addrs) == 0 {
-		t.Skip("this machine has no address but loopback")
-	}
 	as := misfitServer(t)
 	t.Run("control", func(t *testing.T) {
 		port := freePort(t)
 		cmd := exec.Command("node", "misfit/server.mjs", "wildcard")
 		cmd.Env = append(os.Environ(), "PORT="+port)
 		startProcess(t, cmd)
-		eventually(t, 30*time.Second, "without walls it answers at "+addrs[0], func() bool {
-			return dials(net.JoinHostPort(addrs[0], port))
-		})
+		for _, addr := range addrs {
+			if strings.Contains(addr, ":") {
+				continue // it asks for 0.0.0.0, which has no IPv6 address
+			}
+			eventually(t, 30*time.Second, "without walls it answers at "+addr, func() bool {
+				return dials(net.JoinHostPort(addr, port))
+			})
+		}
 	})
 	for _, start := range []string{"honest", "wildcard"} {
 		t.Run(start, func(t *testing.T) {

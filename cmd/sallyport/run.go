@@ -46,7 +46,8 @@ SALLYPORT_HEADER and SALLYPORT_JWKS_FILE.
 Signals: SIGTERM and SIGINT stop accepting, drain (ingress.limits.drain_timeout)
 and then end the service; a second one ends it at once. SIGHUP opens the audit
 log anew and reloads the configuration. SIGUSR1, SIGUSR2 and SIGWINCH go to the
-service.`,
+service. On a terminal the service has the foreground: Ctrl-C reaches it alone,
+and when it ends so does sallyport.`,
 		Example: `  sallyport run -- node dist/main.js
   sallyport run -c /etc/sallyport.yaml -- /app/server --port 3000
 
