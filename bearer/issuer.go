@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sallyport/sallyport/safedial"
 )
 
 // newAuthority checks an issuer and fills in its defaults. Its error names everything that is wrong.
@@ -87,8 +89,13 @@ func destinations(issuers []Issuer) []string {
 		if i.Keys.Discovery {
 			address = i.Issuer
 		}
-		if u, err := fetchable(address); err == nil {
-			list = append(list, hostPort(u))
+		u, err := fetchable(address)
+		if err != nil {
+			continue
+		}
+		// an entry that cannot be read would refuse the other issuers too
+		if guard := (&safedial.Guard{Allow: []string{hostPort(u)}}); guard.Validate() == nil {
+			list = append(list, guard.Allow...)
 		}
 	}
 	return list

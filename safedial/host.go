@@ -5,30 +5,40 @@ import (
 	"strings"
 )
 
-// ambiguous says why host must not reach a resolver, or "" if it is an address
-// in its usual notation or a name in DNS syntax (RFC 1123, section 2.1, with the
-// underscores that are in use). Resolvers, libraries and the URL standard read
-// the rest differently: 127.1, 0177.0.0.1, 0x7f000001 and 2130706433 are loopback
-// to some, a name to others, and an error to a third.
+// Host says whether a host, without port and brackets, has one reading: nil, or a
+// *DeniedError with CodeAmbiguousHost. It is an address in its usual notation, or
+// a name in DNS syntax (RFC 1123, section 2.1, with the underscores that are in
+// use) that no reader takes for an address. Resolvers, libraries and the URL
+// standard read the rest differently: 127.1, 0177.0.0.1, 0x7f000001 and 2130706433
+// are loopback to some, a name to others, and an error to a third. Names in other
+// scripts are written in their ASCII form (xn--...).
+func Host(host string) error {
+	if reason := ambiguous(host); reason != "" {
+		return &DeniedError{Host: host, Code: CodeAmbiguousHost, Reason: reason}
+	}
+	return nil
+}
+
+// ambiguous says why host must not reach a resolver, or "".
 func ambiguous(host string) string {
 	if address, err := netip.ParseAddr(host); err == nil {
 		if address.Zone() != "" {
-			return "ambiguous_host: an address with a zone"
+			return "an address with a zone"
 		}
 		return ""
 	}
 	if host == "" || len(host) > 253 {
-		return "ambiguous_host: not a name of 1 to 253 bytes"
+		return "not a name of 1 to 253 bytes"
 	}
 	last := ""
 	for label := range strings.SplitSeq(host, ".") {
 		if !isLabel(label) {
-			return "ambiguous_host: not a name in DNS syntax"
+			return "not a name in DNS syntax"
 		}
 		last = label
 	}
 	if isNumber(last) {
-		return "ambiguous_host: neither an address in its usual notation nor a name"
+		return "neither an address in its usual notation nor a name"
 	}
 	return ""
 }

@@ -2,58 +2,81 @@
 //
 // A program that fetches an address somebody else had a say in (a key set named
 // by a metadata document, a webhook, an image) can be led to its own loopback,
-// to the private network behind it or to the cloud's metadata service. A Guard
-// refuses those addresses:
+// to the private network behind it, to the cloud's metadata service or to the
+// engine that runs its container. A Guard refuses those addresses:
 //
 //	guard := &safedial.Guard{Allow: []string{"auth.internal:443"}}
 //	response, err := guard.Client().Get(address)
 //	var denied *safedial.DeniedError
 //	if errors.As(err, &denied) {
-//		log.Print(denied) // refused to dial "169.254.169.254": in 169.254.0.0/16, Link Local (RFC 3927)
+//		log.Print(denied.Code, denied) // escape_target, refused to dial "169.254.169.254": ...
 //	}
 //
 // The check is made on the address the kernel is about to connect to, after the
 // one name resolution of the connection: a name that resolves to something else
 // the second time gains nothing. Hosts that parsers read differently
-// (2130706433, 0x7f.1, 127.1) are refused before any resolution.
-//
-// # Limits
-//
-// An ordinary public address may still be a machine that must not be reached:
-// which destinations a program needs is for its operator to list. A destination
-// in Allow is dialled wherever its name points. Only TCP is dialled. A public
-// address whose port leads back into a private network, by translation outside
-// this machine, cannot be told apart.
+// (2130706433, 0x7f.1, 127.1, a trailing dot) are refused before any resolution.
 package safedial
 
 import (
-	"context"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
-	"strings"
-	"syscall"
+	"sync"
 	"time"
 )
 
 // Guard decides which addresses may be dialled. The zero value refuses every
-// special-purpose address (loopback, private, link-local, metadata, ...).
+// special-purpose address (loopback, private, link-local, ...) and every escape
+// target. A Guard may be used by many goroutines; its fields must not change, and it
+// must not be copied, once it has been used. An entry that cannot be read makes
+// every method return an error: Validate says which.
 type Guard struct {
-	// Allow names destinations the operator wrote down, as "host:port": they may be
-	// at any address. Nothing else may.
+	// Allow holds the destinations that the operator wrote down, which may be at
+	// special-purpose addresses too: "name:port", wherever the name points;
+	// "address:port" ("10.0.0.5:5432", "[fd00::5]:5432"), when it was asked for by
+	// that address; "address/bits", every address in the block at every port,
+	// whichever name led there. An escape target is in no Allow.
 	Allow []string
+	// Deny holds addresses and blocks ("10.0.0.5", "10.1.0.0/16") that are refused
+	// even if Allow covers them, in all their spellings inside IPv6 addresses.
+	Deny []string
+	// Unlock names entries of the escape-target registry that no longer refuse. What
+	// is at a special-purpose address needs its line in Allow as well.
+	Unlock []string
+	// Own holds our own listeners, to which no connection of ours may lead; port 0
+	// means every port of that address, and an unspecified address every address of
+	// this machine. Nothing lifts it.
+	Own []netip.AddrPort
 	// Timeout bounds resolution and connection together; zero means 5 s.
 	Timeout time.Duration
+	// Resolver resolves names; nil means the system's.
+	Resolver *net.Resolver
 
-	resolver *net.Resolver // nil means the system's
+	once   sync.Once
+	rules  *rules
+	broken error
 }
 
-// DeniedError says which address was refused and which registry entry refuses it.
+// The codes of a DeniedError. They are stable.
+const (
+	CodeAmbiguousHost  = "ambiguous_host"  // parsers read the host differently
+	CodeSpecialAddress = "special_address" // in a special-purpose block, and not in Allow
+	CodeEscapeTarget   = "escape_target"   // in the escape-target registry, and not in Unlock
+	CodeMixedAnswer    = "mixed_answer"    // a name at ordinary and special-purpose addresses at once
+	CodeDeniedAddress  = "denied_address"  // in Deny
+	CodeOwnAddress     = "own_address"     // in Own
+	CodeNotTCP         = "not_tcp"         // another network than TCP
+)
+
+// DeniedError says what was refused and why.
 type DeniedError struct {
-	Host    string     // as it was asked for, without the port
+	Host    string     // as it was asked for, without the port; the path, for a socket
 	Address netip.Addr // the zero Addr when Host was refused before it was resolved
-	Reason  string
+	Port    uint16     // 0 when it was refused for its spelling
+	Code    string     // one of the Code constants
+	Reason  string     // for people; quotes the block and its RFC, or the registry's entry
+	Entry   string     // the registry's name, which Unlock takes, when Code is CodeEscapeTarget
 }
 
 func (e *DeniedError) Error() string {
@@ -63,70 +86,16 @@ func (e *DeniedError) Error() string {
 	return fmt.Sprintf("refused to dial %q at %s: %s", e.Host, e.Address, e.Reason)
 }
 
-// Client returns an HTTP client whose every connection goes through g. It follows no
-// redirects (a 3xx answer is returned as it is), uses no proxy from the environment,
-// keeps no cookies and asks for no compression. It sets no time limit on the answer:
-// the request's context does.
-func (g *Guard) Client() *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{
-			Proxy:                  nil, // a proxy would resolve and dial in our place
-			DialContext:            g.dial,
-			TLSHandshakeTimeout:    g.timeout(),
-			DisableCompression:     true,
-			MaxResponseHeaderBytes: 64 << 10,
-			MaxIdleConnsPerHost:    1,
-			IdleConnTimeout:        30 * time.Second,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+// Validate reports every entry of g that cannot be read, joined, before it is used.
+func (g *Guard) Validate() error {
+	_, err := g.prepared()
+	return err
 }
 
-// dial connects to address ("host:port"): spelling, resolve once, decide by
-// address, connect.
-func (g *Guard) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, fmt.Errorf("dial %q: %w", address, err)
-	}
-	if reason := ambiguous(host); reason != "" {
-		return nil, &DeniedError{Host: host, Reason: reason}
-	}
-	dialer := net.Dialer{Timeout: g.timeout(), Resolver: g.resolver}
-	// the dialer resolves once and calls this for each address it is about to
-	// connect to, with that address
-	dialer.ControlContext = func(_ context.Context, network, target string, _ syscall.RawConn) error {
-		return g.check(host, address, network, target)
-	}
-	return dialer.DialContext(ctx, network, address)
-}
-
-// check decides about target, the address that the kernel is to connect to next
-// in the place of address. What is not plainly an ordinary address is refused.
-func (g *Guard) check(host, address, network, target string) error {
-	if network != "tcp4" && network != "tcp6" {
-		return &DeniedError{Host: host, Reason: "not TCP"}
-	}
-	to, err := netip.ParseAddrPort(target)
-	if err != nil {
-		return &DeniedError{Host: host, Reason: "not an address"}
-	}
-	if g.allows(address) {
-		return nil
-	}
-	if reason := special(to.Addr()); reason != "" {
-		return &DeniedError{Host: host, Address: to.Addr(), Reason: reason}
-	}
-	return nil
-}
-
-func (g *Guard) allows(address string) bool {
-	for _, allowed := range g.Allow {
-		if strings.EqualFold(allowed, address) {
-			return true
-		}
-	}
-	return false
+// prepared reads the entries once.
+func (g *Guard) prepared() (*rules, error) {
+	g.once.Do(func() { g.rules, g.broken = readRules(g) })
+	return g.rules, g.broken
 }
 
 func (g *Guard) timeout() time.Duration {

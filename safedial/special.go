@@ -2,7 +2,6 @@ package safedial
 
 import (
 	_ "embed"
-	"encoding/binary"
 	"encoding/csv"
 	"fmt"
 	"net/netip"
@@ -58,14 +57,15 @@ var globalUnicast = netip.MustParsePrefix("2000::/3")
 // on the way would deliver it there.
 func special(address netip.Addr) string {
 	address = address.WithZone("").Unmap()
-	inner, form := embedded(address)
-	if inner.IsValid() {
-		if b, ok := lookup(inner); ok {
-			return fmt.Sprintf("%s carries %s, %s", form, inner, b)
+	carried := embedded(address)
+	for _, c := range carried {
+		// which bits of a local NAT64 address count is a guess: its own block refuses it
+		if b, ok := lookup(c.inner); ok && c.form != localNAT64 {
+			return fmt.Sprintf("%s carries %s, %s", c.form, c.inner, b)
 		}
-		if form == nat64 {
-			return "" // how a network without IPv4 reaches a public IPv4 address
-		}
+	}
+	if len(carried) == 1 && carried[0].form == nat64 {
+		return "" // how a network without IPv4 reaches a public IPv4 address
 	}
 	if b, ok := lookup(address); ok {
 		return b.String()
@@ -85,37 +85,4 @@ func lookup(address netip.Addr) (block, bool) {
 		}
 	}
 	return best, best.prefix.IsValid()
-}
-
-// The forms in which an IPv6 address carries an IPv4 address. The mapped form is
-// not among them: netip takes it off.
-const (
-	nat64      = "NAT64"           // 64:ff9b::/96, RFC 6052
-	sixToFour  = "6to4"            // 2002::/16, RFC 3056
-	teredo     = "Teredo"          // 2001::/32, RFC 4380: the client's address, inverted
-	compatible = "IPv4-compatible" // ::/96, RFC 4291
-	translated = "IPv4-translated" // ::ffff:0:0:0/96, RFC 2765
-)
-
-// embedded returns the IPv4 address inside an IPv6 address, if its form has one.
-func embedded(address netip.Addr) (inner netip.Addr, form string) {
-	if !address.Is6() {
-		return netip.Addr{}, ""
-	}
-	b := address.As16()
-	low := netip.AddrFrom4([4]byte(b[12:16]))
-	high, middle := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint32(b[8:12])
-	switch {
-	case high == 0x0064_ff9b<<32 && middle == 0:
-		return low, nat64
-	case b[0] == 0x20 && b[1] == 0x02:
-		return netip.AddrFrom4([4]byte(b[2:6])), sixToFour
-	case high>>32 == 0x2001_0000:
-		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}), teredo
-	case high == 0 && middle == 0 && b[12]|b[13]|b[14] != 0:
-		return low, compatible // but not :: and ::1, which have lines of their own
-	case high == 0 && middle == 0xffff_0000:
-		return low, translated
-	}
-	return netip.Addr{}, ""
 }
