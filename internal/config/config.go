@@ -7,7 +7,7 @@
 //
 // The file is described once, by the tree of keys in describe.go. From it come what is accepted (read.go), the JSON
 // Schema for editors (Schema), and the manual, doc/configuration.md. What a tree cannot say, because it is about two
-// keys at once, stands in decode.go and decode_run.go, beside the code that fills the structures of the services.
+// keys at once, stands in the files named decode, beside the code that fills the structures of the services.
 //
 // What is refused, besides what does not fit the tree: whatever YAML has that makes a file mean other than it looks
 // (aliases, anchors, tags, merge keys, directives, a second document), whatever a reader would not see (control
@@ -15,7 +15,8 @@
 // silently not give. Unset means closed.
 //
 // Limits: a file has at most 1 MiB and is nested at most 12 deep; the first 100 errors are reported. The files that it
-// names are not opened here: whether they exist is for their services to say.
+// names are not opened here: whether they exist is for their services to say. Only the links of sandbox.sockets are
+// followed, since one socket has many names.
 package config
 
 import (
@@ -31,6 +32,7 @@ import (
 
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/ingress"
 	"github.com/sallyport/sallyport/internal/keys"
 	"github.com/sallyport/sallyport/internal/policy"
@@ -42,6 +44,7 @@ import (
 type File struct {
 	Path     string // where it was read
 	Ingress  Ingress
+	Egress   Egress
 	Sandbox  sandbox.Profile
 	Audit    audit.Config
 	Keys     keys.Config
@@ -76,6 +79,13 @@ type Assertion struct {
 	Lifetime time.Duration // 60 s unless written
 	Header   string        // "Authorization" unless written
 	Claims   []string
+}
+
+// Egress is the gate behind. The zero value lets nothing out.
+type Egress struct {
+	Listen string // "host:port" on loopback or "unix:PATH"; empty: no forward proxy
+	Rules  egress.Rules
+	Limits egress.Limits
 }
 
 // Admin is the listener for operators.

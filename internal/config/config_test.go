@@ -344,6 +344,56 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestEgressWarnings: what is legal there and lets through more, or less, than one may think.
+func TestEgressWarnings(t *testing.T) {
+	const destination = "destinations: [{name: billing, hosts: [\"billing.internal:443\"]}]"
+	for _, c := range []struct{ name, with, want string }{
+		{"nothing", "egress: {" + destination + "}\n", ""},
+		{"report", "egress: {mode: report, " + destination + "}\n", "13:16: egress.mode: what no destination names is recorded, and passes"},
+		{"no way out", "sandbox: {network: ports}\n", "13:20: sandbox.network: there is no egress.listen, so the program can connect to nobody"},
+		{"no way to the way out", "egress: {listen: \"unix:out.sock\"}\nsandbox: {network: ports}\n", "14:20: sandbox.network: egress.listen is a unix socket, which the program cannot connect to"},
+		{"a way out", "egress: {listen: 127.0.0.1:8081}\nsandbox: {network: ports}\n", ""},
+		{"no sockets", "egress: {" + destination + "}\nsandbox: {network: none}\n", "14:20: sandbox.network: egress.destinations are for others: the program has no internet socket"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			least := string(read(t, "testdata/least.good.yml"))
+			if c.name == "no sockets" {
+				least = strings.Replace(least, "http://127.0.0.1:3000", "unix:///run/app/app.sock", 1)
+			}
+			f, err := parseFixture("x.yml", []byte(least+c.with))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, _, _ := strings.Cut(strings.TrimPrefix(f.Warnings.Error(), "x.yml:"), "\n"); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestSocketByAnotherName: a runtime's socket is refused by every name that leads to it, whether it is there or not.
+func TestSocketByAnotherName(t *testing.T) {
+	dir := t.TempDir()
+	for name, to := range map[string]string{"file": "/var/run/docker.sock", "folder": "/var/run", "chain": "folder", "harmless": "/run/postgresql"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	least := string(read(t, "testdata/least.good.yml"))
+	for path, refused := range map[string]bool{
+		"file": true, "folder/docker.sock": true, "chain/docker.sock": true, "folder/x/../docker.sock": true, "absent/docker.sock": false, "harmless/.s.PGSQL.5432": false,
+	} {
+		with := least + "sandbox: {sockets: [\"" + path + "\"]}\n"
+		_, err := Parse("x.yml", dir, []byte(with))
+		if (err != nil) != refused || err != nil && !strings.Contains(err.Error(), "docker-socket") {
+			t.Errorf("%s: %v", path, err)
+		}
+		if f, err := Parse("x.yml", dir, []byte(with+"egress: {unlock: [{name: docker-socket, reason: ours}]}\n")); err != nil || len(f.Egress.Rules.Sockets) != 1 {
+			t.Errorf("%s, unlocked: %v", path, err)
+		}
+	}
+}
+
 // TestRoutesAreOfThePolicy: what Routes shows is what Policy decides by.
 func TestRoutesAreOfThePolicy(t *testing.T) {
 	f, err := parseFixture("x.yml", read(t, "testdata/least.good.yml"))

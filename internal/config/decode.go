@@ -23,6 +23,7 @@ func (r *reader) decode(v *value, now time.Time) *File {
 	}
 	f.Keys = r.keys(v.get("keys"), f.Ingress.Assertion != nil)
 	f.Sandbox = r.sandbox(v.get("sandbox"), f.Ingress.Upstream)
+	f.Egress = r.egress(v.get("egress"), v.get("sandbox").get("sockets"), f.Sandbox)
 	r.together(v, f)
 	return f
 }
@@ -224,6 +225,7 @@ func (r *reader) together(v *value, f *File) {
 			}
 		}
 	}
+	r.behind(v, f)
 	r.walls(v, f)
 }
 

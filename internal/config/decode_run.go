@@ -23,6 +23,8 @@ func (r *reader) sandbox(v *value, upstream *url.URL) sandbox.Profile {
 		Write:      v.get("write").texts(),
 		Execute:    v.get("execute").texts(),
 		Network:    v.get("network").text(),
+		Sockets:    v.get("sockets").texts(),
+		UDP:        v.get("udp").text(),
 		Env:        sandbox.Env{Pass: env.get("pass").texts(), Set: r.variables(env)},
 		Limits:     sandbox.Limits{NoFile: uint64(limits.get("nofile").number()), NProc: uint64(limits.get("nproc").number())},
 		AcceptGaps: v.get("accept_gaps").texts(),
@@ -153,7 +155,10 @@ func (r *reader) walls(v *value, f *File) {
 		}
 	}
 	// Whoever can replace a socket receives what is sent there: tokens.
-	for _, socket := range []place{{"the gate's socket (ingress.listen)", f.Ingress.Listen}, {"the operator's socket (admin.listen)", f.Admin.Listen}} {
+	for _, socket := range []place{
+		{"the gate's socket (ingress.listen)", f.Ingress.Listen}, {"the operator's socket (admin.listen)", f.Admin.Listen},
+		{"the socket of the gate behind (egress.listen)", f.Egress.Listen},
+	} {
 		if path, ok := strings.CutPrefix(socket.path, "unix:"); ok {
 			believed = append(believed, place{socket.what, path})
 		}
@@ -166,6 +171,11 @@ func (r *reader) walls(v *value, f *File) {
 	}
 	if t := f.Ingress.TLS; t != nil && t.ClientCA != "" {
 		believed = append(believed, place{"ingress.tls.client_ca", t.ClientCA})
+	}
+	for _, d := range f.Egress.Rules.Destinations {
+		if d.CA != "" {
+			believed = append(believed, place{"the roots for destination " + quote(d.Name), d.CA})
+		}
 	}
 	box := v.get("sandbox")
 	for _, e := range box.get("write").entries {

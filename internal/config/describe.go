@@ -15,13 +15,12 @@ func describe() *key {
 		{name: "version", kind: integer, min: 1, max: 1, required: true, example: "1",
 			doc: "The version of this format."},
 		describeIngress(),
+		describeEgress(),
 		describeSandbox(),
 		describeAudit(),
 		describeKeys(),
 		describeAdmin(),
 	}, later: []key{
-		{name: "egress", doc: "outbound traffic would not be restricted by destination, and no credential attached",
-			unset: "until then restrict the container's own network, or write `sandbox: {network: none}`"},
 		{name: "state", doc: "revocations and once-only identifiers would not be kept or shared between replicas",
 			unset: "until then a token is good until it expires, so keep `max_lifetime` short"},
 	}}

@@ -22,10 +22,15 @@ func describeSandbox() key {
 					{kind: integer, min: 1, max: 65535, example: "3000"},
 					{kind: path, example: "/run/app/app.sock"},
 				}}},
-			{name: "network", kind: text, enum: []string{"ports", "broker", "none"}, def: "ports", example: "none",
-				doc: "What it may do with sockets. `ports`: listen only where `listen` says; where it connects to is not restricted. `none`: it has no internet socket at all, so the upstream must be a unix socket. " +
-					"`broker`: connect only to allowed destinations; this version cannot enforce that, and refuses to start unless `accept_gaps` holds `connection-broker`.",
-				unset: "`ports`"},
+			{name: "network", kind: text, enum: []string{"broker", "ports", "none"}, def: "broker", example: "none",
+				doc: "What it may do with sockets, besides listening where `listen` says. `broker`: each connection is made for it by us, to what `egress.destinations` names, whatever the program knows of proxies. " +
+					"`ports`: it connects to `egress.listen` and to nothing else, so it must know proxies; for kernels without seccomp notification. `none`: it has no internet socket at all, so the upstream must be a unix socket.",
+				unset: "`broker`"},
+			{name: "sockets", kind: sequence, example: "[/run/postgresql/.s.PGSQL.5432]",
+				doc: "Unix sockets it may connect to, by their real paths. Those of container runtimes are refused, unless `egress.unlock` names them.", unset: "it connects to no unix socket that has a path",
+				item: &key{kind: path, example: "/run/postgresql/.s.PGSQL.5432"}},
+			{name: "udp", kind: text, enum: []string{"none", "dns"}, def: "none", example: "dns",
+				doc: "`dns`: port 53 leads to our name server over UDP too, for programs that ask no other way (Go, musl); nothing else does. With `network: broker`.", unset: "`none`: names are looked up over TCP, for which `RES_OPTIONS=use-vc` is set"},
 			{name: "env", kind: section, example: "{pass: [NODE_ENV]}", doc: "The program's environment beyond PATH, HOME (`/` where root was given up), LANG and TZ.", unset: "it has no other variable", keys: []key{
 				{name: "pass", kind: sequence, example: "[NODE_ENV]", doc: "Variables it inherits: the way for a secret that must be in the environment. Those by which code enters a program (LD_*, NODE_OPTIONS and the like) are refused when it starts.", unset: "none is inherited",
 					item: variableName()},

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"net"
 	"reflect"
 	"strings"
 	"testing"
@@ -56,6 +57,19 @@ func FuzzParse(f *testing.F) {
 		for _, i := range file.Ingress.Issuers {
 			if len(i.Audience) == 0 || i.Issuer == "" {
 				t.Fatalf("an issuer that accepts what it should not: %+v", i)
+			}
+		}
+		places := map[string]bool{}
+		for _, d := range file.Egress.Rules.Destinations {
+			for _, h := range d.Hosts {
+				host, port, err := net.SplitHostPort(h)
+				if err != nil || host == "" || port == "" || strings.ContainsAny(h, "*@/ ") || places[h] {
+					t.Fatalf("destination %+v", d)
+				}
+				places[h] = true
+			}
+			if d.Name == "" || len(d.Hosts) == 0 || len(d.Methods)+len(d.Paths) > 0 && !d.Originate && d.Protocol != "http" {
+				t.Fatalf("a destination that opens more than it says: %+v", d)
 			}
 		}
 		for _, p := range file.Ingress.TrustedProxies {

@@ -36,8 +36,10 @@ package sandbox
 import (
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 )
 
 // Profile is what is asked for. Unset means closed.
@@ -50,6 +52,8 @@ type Profile struct {
 	Deny       []string // must stay closed although they lie in a folder of Read: the supervisor's keys, log and configuration
 	Network    string   // "ports" when empty; "broker" and "none" as the configuration documents
 	Listen     []Listen // where the program may listen
+	Sockets    []string // unix sockets, by their paths, that the program may connect to
+	UDP        string   // "none" when empty; "dns" gives sockets that reach the name server of Command.Connect and nobody else
 	Env        Env
 	Limits     Limits
 	AcceptGaps []string // protections that may be missing here, by name
@@ -85,6 +89,31 @@ type Command struct {
 	Stdin          *os.File // nil is /dev/null
 	Stdout, Stderr io.Writer
 	Logger         *slog.Logger // told what the program was refused, and what to change; nil is nobody
+
+	// Connect is asked about each outgoing connection with network "broker" (and unix sockets with "none"), and must
+	// call its second argument once, now or later; until then the program's thread waits. It is called from one thread:
+	// what takes long belongs into a goroutine. nil refuses everything.
+	Connect func(Attempt, func(Way))
+}
+
+// Attempt is one outgoing connection that the program asked for.
+type Attempt struct {
+	Process int            // the caller's thread, by its number as we see it
+	Network string         // "tcp", "unix", or "udp", of which only port 53 is ever asked
+	To      netip.AddrPort // tcp and udp: unmapped; 0.0.0.0 and :: are loopback already
+	Path    string         // unix: the real path
+}
+
+// Way is the answer to an Attempt. The zero value refuses with EACCES.
+type Way struct {
+	Errno syscall.Errno  // refuse with this number
+	Via   netip.AddrPort // tcp and udp: where the socket is connected in place of To, on IPv4 loopback; To itself is direct
+	Allow bool           // unix: connect
+	// Begun, if set, is told the socket's own address when the connection has begun. Whoever listens at Via may accept it
+	// before that.
+	Begun func(from netip.AddrPort)
+	// Ended, if set, is told how a connection ended up, once: nil is connected.
+	Ended func(error)
 }
 
 // Protection is one thing the walls do, by its stable name.
