@@ -7,7 +7,8 @@ import (
 	"github.com/sallyport/sallyport/internal/sandbox"
 )
 
-// egress decodes the gate behind. The sockets that it admits are the profile's: who may connect to what is said once.
+// egress decodes the gate behind. The sockets that it admits are the profile's, by the one name that a connection is
+// judged by: who may connect to what is said once.
 func (r *reader) egress(v, sockets *value, box sandbox.Profile) Egress {
 	limits := v.get("limits")
 	e := Egress{
@@ -16,7 +17,7 @@ func (r *reader) egress(v, sockets *value, box sandbox.Profile) Egress {
 			Destinations: r.destinations(v.get("destinations")),
 			Unlock:       r.unlock(v.get("unlock")),
 			Deny:         v.get("deny").texts(),
-			Sockets:      box.Sockets,
+			Sockets:      realPaths(box.Sockets),
 			Report:       v.get("mode").text() == "report",
 			Resolvers:    v.get("resolvers").texts(),
 		},

@@ -27,7 +27,7 @@ func describeSandbox() key {
 					"`ports`: it connects to `egress.listen` and to nothing else, so it must know proxies; for kernels without seccomp notification. `none`: it has no internet socket at all, so the upstream must be a unix socket.",
 				unset: "`broker`"},
 			{name: "sockets", kind: sequence, example: "[/run/postgresql/.s.PGSQL.5432]",
-				doc: "Unix sockets it may connect to, by their real paths. Those of container runtimes are refused, unless `egress.unlock` names them.", unset: "it connects to no unix socket that has a path",
+				doc: "Unix sockets it may connect to. Links are followed; it is the real path that is judged. Those of container runtimes are refused, unless `egress.unlock` names them.", unset: "it connects to no unix socket that has a path",
 				item: &key{kind: path, example: "/run/postgresql/.s.PGSQL.5432"}},
 			{name: "udp", kind: text, enum: []string{"none", "dns"}, def: "none", example: "dns",
 				doc: "`dns`: port 53 leads to our name server over UDP too, for programs that ask no other way (Go, musl); nothing else does. With `network: broker`.", unset: "`none`: names are looked up over TCP, for which `RES_OPTIONS=use-vc` is set"},

@@ -85,6 +85,14 @@ func isSocket(path, value string) bool {
 	return false
 }
 
+func realPaths(paths []string) []string {
+	var out []string
+	for _, p := range paths {
+		out = append(out, realPath(p))
+	}
+	return out
+}
+
 // realPath follows the links of a clean absolute path, whether there is anything at its end or not: a socket is often made
 // later.
 func realPath(path string) string {
