@@ -37,7 +37,7 @@ func BenchmarkLaunch(b *testing.B) {
 // BenchmarkFilter is the assembly of the table, once per start.
 func BenchmarkFilter(b *testing.B) {
 	for b.Loop() {
-		if _, err := assemble(table(networkPorts, true, []uint32{7})); err != nil {
+		if _, err := assemble(table(shape{level: networkBroker, notify: true, groups: []uint32{7}})); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -9,91 +10,144 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-func (b *broker) bind(l listener, n *notification, s callerSocket, address []byte) unix.Errno {
-	if _, again := b.bound[s.inode]; again || b.listening[s.inode] {
-		return unix.EINVAL // as the kernel answers to a second bind
+// bind performs bind(2) on our copy of the socket, to what was judged.
+func (b *broker) bind(n *notification) unix.Errno {
+	fd := int(int32(n.Data.Args[0]))
+	o, errno := b.take(n)
+	if errno == unix.EACCES && b.custody == custodyBind {
+		o, errno = b.likeTheirs(n.TID, fd)
 	}
-	switch s.protocol {
-	case "TCP", "TCPv6", "UDP", "UDPv6":
-		return b.bindInet(l, n, s, address)
+	if errno == errListening || errno == unix.EISCONN {
+		return unix.EINVAL // as the kernel answers
+	}
+	if errno != 0 {
+		return errno
+	}
+	defer b.put(o)
+	address, errno := b.readAddress(n, n.Data.Args[1], uint32(n.Data.Args[2]))
+	if errno != 0 {
+		return errno
+	}
+	switch o.domain {
+	case unix.AF_INET, unix.AF_INET6:
+		errno = b.bindInet(o, address)
+	case unix.AF_UNIX:
+		errno = b.bindUnix(n.TID, o, address)
+	case unix.AF_NETLINK:
+		errno = bindNetlink(o, address)
+	default:
+		errno = unix.EACCES
+	}
+	if errno != 0 || !o.fresh {
+		return errno
+	}
+	return b.handIn(n, o, fd)
+}
+
+// likeTheirs makes a socket of the kind that the caller's descriptor shows (custodyBind). What the program set on its
+// own is lost.
+func (b *broker) likeTheirs(tid uint32, fd int) (*twin, unix.Errno) {
+	protocol, errno := b.protocolOf(tid, fd)
+	if errno != 0 {
+		return nil, errno
+	}
+	o := &twin{fresh: true, refs: 1, gone: true}
+	switch protocol {
+	case "TCP":
+		o.domain, o.kind = unix.AF_INET, unix.SOCK_STREAM
+	case "TCPv6":
+		o.domain, o.kind = unix.AF_INET6, unix.SOCK_STREAM
 	case "UNIX", "UNIX-STREAM":
-		return b.bindUnix(l, n, s, address)
+		o.domain = unix.AF_UNIX
+		o.kind, errno = b.unixKind(tid, fd, protocol)
 	case "NETLINK":
-		return b.bindNetlink(l, n, s, address)
+		o.domain, o.kind = unix.AF_NETLINK, unix.SOCK_RAW
+	default:
+		errno = unix.EACCES
 	}
-	return unix.EACCES
-}
-
-// grant gives the caller our bound socket, and keeps a copy if it may listen.
-func (b *broker) grant(l listener, n *notification, s callerSocket, fd int, keep bool) unix.Errno {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return unix.EIO
+	if errno != 0 {
+		return nil, errno
 	}
-	if err := l.replace(n, fd, s.fd, s.closeOnExec); err != nil {
-		unix.Close(fd)
-		return unix.EBADF
+	nonblock, _, errno := b.descriptorFlags(tid, fd)
+	if errno != 0 {
+		return nil, errno
 	}
-	if !keep {
-		unix.Close(fd)
-		return 0
-	}
-	if len(b.order) == maxBound {
-		unix.Close(b.bound[b.order[0]].fd)
-		delete(b.bound, b.order[0])
-		b.order = b.order[1:]
-	}
-	b.bound[st.Ino] = bound{fd}
-	b.order = append(b.order, st.Ino)
-	return 0
-}
-
-func (b *broker) socket(family, kind int, s callerSocket) (int, unix.Errno) {
-	if s.nonblock {
+	kind := o.kind | unix.SOCK_CLOEXEC
+	if nonblock {
 		kind |= unix.SOCK_NONBLOCK // it belongs to the open file, not to the descriptor
 	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
-	return fd, errnoOf(err)
+	var err error
+	if o.fd, err = unix.Socket(o.domain, kind, 0); err != nil {
+		return nil, errnoOf(err)
+	}
+	return o, 0
+}
+
+// handIn puts the bound socket over the program's, and keeps a copy if it may listen.
+func (b *broker) handIn(n *notification, o *twin, fd int) unix.Errno {
+	_, closeOnExec, errno := b.descriptorFlags(n.TID, fd)
+	if errno != 0 {
+		return errno
+	}
+	if err := b.from.replace(n, o.fd, fd, closeOnExec); err != nil {
+		return unix.EBADF
+	}
+	if o.domain == unix.AF_NETLINK {
+		return 0
+	}
+	copied, err := unix.FcntlInt(uintptr(o.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return errnoOf(err)
+	}
+	return b.hold(&twin{fd: copied, domain: o.domain, kind: o.kind})
+}
+
+// protocolOf names the protocol of the caller's socket, as in /proc/net/protocols.
+func (b *broker) protocolOf(tid uint32, fd int) (string, unix.Errno) {
+	if _, errno := b.socketOf(tid, fd); errno != 0 {
+		return "", errno
+	}
+	name := make([]byte, 32)
+	size, err := unix.Getxattr(fmt.Sprintf("/proc/%d/fd/%d", tid, fd), "system.sockprotoname", name)
+	if errno := b.unreadable(tid, err, unix.EBADF); errno != 0 {
+		return "", errno
+	}
+	return string(bytes.TrimRight(name[:size], "\x00")), 0
 }
 
 // bindInet is the decision on a TCP or UDP address; judge has the rules.
-func (b *broker) bindInet(l listener, n *notification, s callerSocket, address []byte) unix.Errno {
-	family := unix.AF_INET
-	if strings.HasSuffix(s.protocol, "v6") {
-		family = unix.AF_INET6
-	}
-	asked, errno := parseInet(family, address)
+func (b *broker) bindInet(o *twin, address []byte) unix.Errno {
+	asked, errno := parseInet(o.domain, address)
 	if errno != 0 {
 		return errno
 	}
-	tcp := strings.HasPrefix(s.protocol, "TCP")
-	v := b.judge(tcp, asked)
+	v := b.judge(o.kind == unix.SOCK_STREAM, b.only6(o), asked)
 	if v.errno != 0 {
-		b.say(fmt.Sprint(s.protocol, asked), v.why, "asked", asked.String(), "hint", v.hint)
+		b.say(fmt.Sprint(o.kind, asked), v.why, "asked", asked.String(), "hint", v.hint)
 		return v.errno
 	}
-	kind := unix.SOCK_DGRAM
-	if tcp {
-		kind = unix.SOCK_STREAM
-	}
 	given := v.to
-	fd, errno := b.bindNew(family, kind, s, given, v.only6)
+	errno = bindTo(o, given)
+	if errno == unix.EADDRINUSE && b.custody == custodyMake {
+		// Perhaps by a socket that the program has closed and we have not.
+		for range 2 {
+			b.sweep(time.Now())
+		}
+		errno = bindTo(o, given)
+	}
 	if errno == unix.EADDRINUSE && v.otherwise.IsValid() {
 		given = v.otherwise
-		fd, errno = b.bindNew(family, kind, s, given, true)
+		errno = bindTo(o, given)
 	}
 	if errno != 0 {
 		return errno
 	}
-	if errno := b.grant(l, n, s, fd, v.listen); errno != 0 {
-		return errno
-	}
-	if v.listen && family == unix.AF_INET {
+	if v.listen && o.domain == unix.AF_INET && b.custody == custodyBind {
 		b.led[asked.Port()] = true
 	}
 	if v.why != "" {
@@ -102,36 +156,36 @@ func (b *broker) bindInet(l listener, n *notification, s callerSocket, address [
 	return 0
 }
 
-func (b *broker) bindNew(family, kind int, s callerSocket, to netip.AddrPort, only6 bool) (int, unix.Errno) {
-	fd, errno := b.socket(family, kind, s)
-	if errno != 0 {
-		return -1, errno
+// only6 tells whether the program wants IPv6 alone. A socket that we made in the place of its own does not say.
+func (b *broker) only6(o *twin) bool {
+	if o.domain != unix.AF_INET6 || o.fresh {
+		return false
 	}
-	err := func() error {
-		if kind == unix.SOCK_STREAM {
-			// Every server sets it, so that it can be started again at once; the program's own setting was on a
-			// socket that is gone.
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-				return err
-			}
+	only, err := unix.GetsockoptInt(o.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+	return err == nil && only != 0
+}
+
+func bindTo(o *twin, to netip.AddrPort) unix.Errno {
+	if o.kind == unix.SOCK_STREAM {
+		// Every server sets it, so that it can be started again at once; and the port of a socket that the program has
+		// closed and we have not yet is not in its way.
+		if err := unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return errnoOf(err)
 		}
-		if family == unix.AF_INET {
-			return unix.Bind(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
-		}
+	}
+	if o.domain == unix.AF_INET {
+		return errnoOf(unix.Bind(o.fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}))
+	}
+	if o.fresh {
 		v6only := 0
-		if only6 {
+		if plain := to.Addr().Unmap(); plain.Is6() && plain.IsLoopback() {
 			v6only = 1
 		}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, v6only); err != nil {
-			return err
+		if err := unix.SetsockoptInt(o.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, v6only); err != nil {
+			return errnoOf(err)
 		}
-		return unix.Bind(fd, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
-	}()
-	if err != nil {
-		unix.Close(fd)
-		return -1, errnoOf(err)
 	}
-	return fd, 0
+	return errnoOf(unix.Bind(o.fd, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}))
 }
 
 // parseInet reads struct sockaddr_in or sockaddr_in6 as the kernel would for a socket of the family.
@@ -161,7 +215,6 @@ func parseInet(family int, a []byte) (netip.AddrPort, unix.Errno) {
 type verdict struct {
 	errno     unix.Errno     // not 0: refused
 	to        netip.AddrPort // what is bound instead
-	only6     bool           // IPV6_V6ONLY
 	otherwise netip.AddrPort // where to is taken by the program's own IPv4 socket
 	listen    bool           // it may listen
 	why, hint string         // for the log; empty if there is nothing to say
@@ -170,17 +223,18 @@ type verdict struct {
 // judge decides on an address that TCP or UDP is to be bound to.
 //
 //	TCP  loopback        an allowed port  as asked
-//	TCP  every address   an allowed port  led to 127.0.0.1, an IPv6 socket to ::ffff:127.0.0.1, where the gate calls
+//	TCP  every address   an allowed port  led to 127.0.0.1, an IPv6 socket to ::ffff:127.0.0.1, where the gate calls,
+//	                                      one for IPv6 alone to ::1
 //	TCP  any             port 0           as asked, but listen will be refused: a client chooses its source address
 //	                                      so, and Go finds out whether there is IPv6
 //	UDP  loopback        any port         as asked: nobody outside reaches it
 //	UDP  every address   port 0           as asked: it is what the first send does without bind
 //	     all else                         EACCES
-func (b *broker) judge(tcp bool, asked netip.AddrPort) verdict {
+func (b *broker) judge(tcp, only6 bool, asked netip.AddrPort) verdict {
 	plain := asked.Addr().Unmap()
 	port := asked.Port()
 	allowed := slices.Contains(b.ports, port) && tcp
-	as := verdict{to: asked, only6: plain.Is6() && plain.IsLoopback(), listen: allowed}
+	as := verdict{to: asked, listen: allowed}
 	switch {
 	case port == 0 && (tcp || plain.IsUnspecified()):
 		return as
@@ -200,6 +254,10 @@ func (b *broker) judge(tcp bool, asked netip.AddrPort) verdict {
 		v.to = netip.AddrPortFrom(v4, port)
 		return v
 	}
+	if only6 && !asked.Addr().Is4In6() {
+		v.to = netip.AddrPortFrom(netip.IPv6Loopback(), port)
+		return v
+	}
 	// A dual-stack socket, as far as can be seen from here, and it must be found at 127.0.0.1; unless the program
 	// has another one there already, and so means this one for IPv6 alone.
 	v.to = netip.AddrPortFrom(netip.AddrFrom16(v4.As16()), port)
@@ -211,26 +269,18 @@ func (b *broker) judge(tcp bool, asked netip.AddrPort) verdict {
 
 // bindNetlink allows the one protocol that the filter lets a program have. The multicast groups of NETLINK_ROUTE carry
 // news of addresses and links.
-func (b *broker) bindNetlink(l listener, n *notification, s callerSocket, address []byte) unix.Errno {
+func bindNetlink(o *twin, address []byte) unix.Errno {
 	if len(address) < 12 || binary.NativeEndian.Uint16(address) != unix.AF_NETLINK {
 		return unix.EINVAL
 	}
-	fd, errno := b.socket(unix.AF_NETLINK, unix.SOCK_RAW, s)
-	if errno != 0 {
-		return errno
-	}
-	sa := &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: binary.NativeEndian.Uint32(address[4:]), Groups: binary.NativeEndian.Uint32(address[8:])}
-	if err := unix.Bind(fd, sa); err != nil {
-		unix.Close(fd)
-		return errnoOf(err)
-	}
-	return b.grant(l, n, s, fd, false)
+	return errnoOf(unix.Bind(o.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK,
+		Pid: binary.NativeEndian.Uint32(address[4:]), Groups: binary.NativeEndian.Uint32(address[8:])}))
 }
 
 // bindUnix binds in the folders where the program may write. Ours is not the program's Landlock domain, so the folder
 // is opened first, its real path is judged, and the name is made in the folder that was opened. Abstract names are
 // refused: made by us, the socket would stand outside the program's domain, and the program could not connect to it.
-func (b *broker) bindUnix(l listener, n *notification, s callerSocket, address []byte) unix.Errno {
+func (b *broker) bindUnix(tid uint32, o *twin, address []byte) unix.Errno {
 	if binary.NativeEndian.Uint16(address) != unix.AF_UNIX {
 		return unix.EINVAL
 	}
@@ -244,7 +294,7 @@ func (b *broker) bindUnix(l listener, n *notification, s callerSocket, address [
 		return unix.EINVAL
 	}
 	if !filepath.IsAbs(folder) {
-		folder = fmt.Sprintf("/proc/%d/cwd/%s", s.tid, folder)
+		folder = fmt.Sprintf("/proc/%d/cwd/%s", tid, folder)
 	}
 	dir, err := unix.Open(folder, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -256,19 +306,29 @@ func (b *broker) bindUnix(l listener, n *notification, s callerSocket, address [
 		b.say("unix "+path, "the service tried to bind a unix socket outside the folders where it may write: refused", "path", path)
 		return unix.EACCES
 	}
-	kind, errno := unixKind(s)
-	if errno != 0 {
-		return errno
-	}
-	fd, errno := b.socket(unix.AF_UNIX, kind, s)
-	if errno != 0 {
-		return errno
-	}
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: b.unixName(path, dir)}); err != nil {
-		unix.Close(fd)
+	began := time.Now()
+	if err := unix.Bind(o.fd, &unix.SockaddrUnix{Name: b.unixName(path, dir)}); err != nil {
 		return errnoOf(err)
 	}
-	return b.grant(l, n, s, fd, kind != unix.SOCK_DGRAM)
+	b.remember(dir, name, began)
+	return 0
+}
+
+// remember notes that a socket's file is the program's own, which it may connect to. The file must have been born by this
+// bind: in a folder where it may write, the program could put another one's socket in its place before we look.
+func (b *broker) remember(dir int, name string, began time.Time) {
+	const grain = 50 * time.Millisecond // file systems tell the time by the last tick
+	var st unix.Statx_t
+	err := unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	if err != nil || st.Mask&unix.STATX_BTIME == 0 || time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).Before(began.Add(-grain)) {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.files) >= maxFiles {
+		clear(b.files)
+	}
+	b.files[file{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}] = true
 }
 
 // unixName is the name to bind, which getsockname shows and by which some programs remove their socket. It is the one
@@ -282,18 +342,22 @@ func (b *broker) unixName(path string, dir int) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(path))
 }
 
-// unixKind finds the socket's type: datagram and sequenced sockets have one protocol name.
-func unixKind(s callerSocket) (int, unix.Errno) {
-	if s.protocol == "UNIX-STREAM" {
+// unixKind finds the type of the caller's socket: datagram and sequenced sockets have one protocol name.
+func (b *broker) unixKind(tid uint32, fd int, protocol string) (int, unix.Errno) {
+	if protocol == "UNIX-STREAM" {
 		return unix.SOCK_STREAM, 0
 	}
-	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/unix", s.tid))
+	inode, errno := b.socketOf(tid, fd)
+	if errno != 0 {
+		return 0, errno
+	}
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/unix", tid))
 	if err != nil {
 		return 0, unix.EACCES
 	}
 	for line := range strings.Lines(string(list)) {
 		// Num RefCount Protocol Flags Type St Inode Path
-		if f := strings.Fields(line); len(f) >= 7 && f[6] == strconv.FormatUint(s.inode, 10) {
+		if f := strings.Fields(line); len(f) >= 7 && f[6] == strconv.FormatUint(inode, 10) {
 			if kind, err := strconv.ParseUint(f[4], 16, 16); err == nil {
 				return int(kind), 0
 			}

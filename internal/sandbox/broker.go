@@ -1,218 +1,377 @@
 package sandbox
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"maps"
+	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// broker does bind(2) and listen(2) for the program.
+// broker does for the program what decides whom it speaks with: socket(2), connect(2), bind(2) and listen(2).
 //
-// bind: copy the address once, see that the caller still waits, judge the copy, make a socket of the same kind, bind
-// it to what was judged, and put it over the caller's descriptor. Whatever another thread does to the address or to
-// the descriptor meanwhile, the only socket that gets a port is ours. listen: find our own copy of the socket that the
-// descriptor shows, and listen on that; a socket that we did not bind gets none. Our copy is given up then, since a
-// held one would keep the port open and its peer waiting for FIN.
+// Each goes the same way: copy the address once, see that the caller still waits, judge the copy, and act on our own
+// copy of the program's socket with our own copy of the address. Whatever another thread does to the address or the
+// descriptor meanwhile, only what was judged happens. A socket that we have no copy of (inherited, received from
+// another process) connects to nobody.
+//
+// A copy is given up as soon as it has done its work: a held one would keep the port open, and its peer waiting for FIN.
 type broker struct {
+	custody  custody
 	ports    []uint16 // TCP ports that may be bound
 	writable []string // folders where, or beneath which, unix sockets may be bound
+	sockets  []string // real paths of unix sockets that may be connected to
+	udp      bool     // there are UDP sockets, for name resolution
+	hook     func(Attempt, func(Way))
+	resolve  func(query []byte) []byte
 	log      *slog.Logger
 
-	mu        sync.Mutex
-	quiet     bool             // during the self-test
-	bound     map[uint64]bound // by inode: bound and not yet listening
-	order     []uint64         // of bound, oldest first
-	listening map[uint64]bool  // by inode; so that a second listen, which changes the backlog, is no error
-	led       map[uint16]bool  // ports where a wildcard IPv4 socket was led to 127.0.0.1
-	said      map[string]bool  // what was logged already
+	from listener // set before the first call is handled
+	poll int      // epoll: the listener, and sockets that are connecting
+
+	mu      sync.Mutex
+	serving bool // from is open
+	quiet   bool // during the self-test
+	trial   func(Attempt, func(Way))
+	held    map[uint64]*twin // by inode
+	made    uint64           // how many were ever held
+	waiting map[int]*twin    // by descriptor: connecting, until poll says how it ended
+	past    map[uint64]past  // by inode: what became of a socket whose copy was given up
+	files   map[file]bool    // unix sockets that the program has bound itself
+	led     map[uint16]bool  // with custodyBind: ports where a wildcard IPv4 socket was led to 127.0.0.1
+	said    map[string]bool  // what was logged already
+	sweeps  *time.Timer
+	blocked int // connects that wait in a thread of ours
+	queries int // datagrams that are being answered
+	closed  bool
 }
 
-// bound is our copy of a socket that the program has.
-type bound struct{ fd int }
+// custody is how we come by a copy of a program's socket.
+type custody int
 
 const (
-	maxBound  = 64   // a program binds and listens in one breath; more are leaked, and the oldest is forgotten
-	maxListen = 4096 // inodes, as numbers
-	maxSaid   = 256
+	custodyMake  custody = iota // we make every socket and keep a copy: what works in a default container
+	custodyFetch                // the kernel lets us fetch one when we need it (pidfd_getfd): nothing is kept
+	custodyBind                 // network "ports": connect is not ours, so bind gives the program another socket of the same kind
 )
 
-func newBroker(ports []uint16, rules []rule, log *slog.Logger) *broker {
-	b := &broker{ports: ports, log: log, quiet: true, bound: map[uint64]bound{}, listening: map[uint64]bool{}, led: map[uint16]bool{}, said: map[string]bool{}}
-	for _, r := range rules {
+// past is what is worth knowing of a socket that we gave up.
+type past uint8
+
+const (
+	pastConnected past = iota + 1
+	pastListening
+)
+
+// file is a socket's name in the file system, whatever path leads to it.
+type file struct{ device, inode uint64 }
+
+const (
+	maxHeld    = 1024 // a program makes and uses a socket in one breath; of more, the oldest is forgotten
+	maxPast    = 8192 // inodes, as numbers
+	maxFiles   = 1024
+	maxBlocked = 256 // threads of ours
+	maxSaid    = 256
+)
+
+// twin is our copy of a socket of the program's: another descriptor of the same open file.
+type twin struct {
+	fd           int
+	inode        uint64
+	domain, kind int
+	fresh        bool // with custodyBind: the program does not have it yet
+
+	// Guarded by the broker's mu.
+	number uint64 // of all that were held
+	since  time.Time
+	missed int  // sweeps in a row that did not find it with the program
+	refs   int  // calls in progress that use it
+	gone   bool // nobody will ask for it any more: it closes with the last call
+	ended  func(error)
+}
+
+func newBroker(s *spec, cmd Command, log *slog.Logger) (*broker, error) {
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make the broker: %w", err)
+	}
+	b := &broker{
+		ports: s.Ports, sockets: s.Sockets, udp: s.UDP, hook: cmd.Connect, resolve: cmd.Resolve, log: log, poll: poll, quiet: true,
+		held: map[uint64]*twin{}, waiting: map[int]*twin{}, past: map[uint64]past{}, files: map[file]bool{}, led: map[uint16]bool{}, said: map[string]bool{},
+	}
+	for _, r := range s.Rules {
 		if r.Access&accessWrite != 0 {
 			b.writable = append(b.writable, r.Path)
 		}
 	}
-	return b
+	return b, nil
 }
 
 // begin forgets what the self-test did.
 func (b *broker) begin() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.forgetAll()
-	clear(b.listening)
+	last := b.forgetAll()
+	clear(b.past)
 	clear(b.led)
-	b.quiet = false
-}
-
-func (b *broker) forgetAll() {
-	for _, s := range b.bound {
-		unix.Close(s.fd)
+	clear(b.files)
+	b.quiet, b.trial = false, nil
+	b.mu.Unlock()
+	for _, fd := range last {
+		shut(fd)
 	}
-	clear(b.bound)
-	b.order = nil
 }
 
-// close gives up every copy.
+// forgetAll gives every copy up; mu is held. The caller must shut what is returned when it no longer is.
+func (b *broker) forgetAll() (last []int) {
+	for _, o := range b.waiting {
+		b.unwatch(o)
+		last = append(last, b.drop(o))
+	}
+	for _, o := range b.held {
+		last = append(last, b.release(o))
+	}
+	return last
+}
+
+// close gives up every copy, which may take as long as shut. What is being answered is answered.
 func (b *broker) close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.forgetAll()
+	b.closed = true
+	if b.sweeps != nil {
+		b.sweeps.Stop()
+	}
+	last := append(b.forgetAll(), b.poll)
+	b.poll = nothing
+	b.mu.Unlock()
+	for _, fd := range last {
+		shut(fd)
+	}
 }
 
-// handle returns the error number for one call, 0 for done.
-func (b *broker) handle(l listener, n *notification) unix.Errno {
+// handle decides one call. Unless now is true the answer is given later.
+func (b *broker) handle(l listener, n *notification) (value int, errno unix.Errno, now bool) {
+	switch n.Data.Nr {
+	case unix.SYS_SOCKET:
+		value, errno = b.socket(n)
+		return value, errno, true
+	case unix.SYS_BIND:
+		return 0, b.bind(n), true
+	case unix.SYS_LISTEN:
+		return 0, b.listen(n), true
+	case unix.SYS_CONNECT:
+		errno, now = b.connect(n)
+		return 0, errno, now
+	case unix.SYS_SENDTO:
+		value, errno = b.sendTo(n)
+		return value, errno, true
+	}
+	return 0, unix.ENOSYS, true
+}
+
+// socket makes a socket for the program and keeps a copy. The arguments are numbers that the filter has judged.
+func (b *broker) socket(n *notification) (int, unix.Errno) {
+	domain, kind, protocol := int(int32(n.Data.Args[0])), int(int32(n.Data.Args[1])), int(int32(n.Data.Args[2]))
+	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return 0, errnoOf(err)
+	}
+	kind, flags := kind&sockType, kind&^sockType
+	if kind == unix.SOCK_DGRAM {
+		// Whatever is sent, by whatever call: only loopback hears it. An unprivileged process cannot undo this.
+		if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
+			unix.Close(fd)
+			return 0, unix.EACCES
+		}
+	}
+	number, err := b.from.give(n, fd, flags&unix.SOCK_CLOEXEC != 0)
+	if err != nil {
+		unix.Close(fd)
+		return 0, errnoOf(err)
+	}
+	if errno := b.hold(&twin{fd: fd, domain: domain, kind: kind}); errno != 0 {
+		return 0, errno
+	}
+	return number, 0
+}
+
+// hold keeps a copy until it has done its work.
+func (b *broker) hold(o *twin) unix.Errno {
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		unix.Close(o.fd)
+		return unix.EIO
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s, errno := b.inspect(int(n.TID), int(int32(n.Data.Args[0])))
+	if b.closed {
+		unix.Close(o.fd)
+		return unix.ENOSYS
+	}
+	if len(b.held) >= maxHeld {
+		go shut(b.release(slices.MinFunc(slices.Collect(maps.Values(b.held)), func(x, y *twin) int { return cmp.Compare(x.number, y.number) })))
+	}
+	b.made++
+	o.inode, o.number, o.since = st.Ino, b.made, time.Now()
+	delete(b.past, o.inode) // the number was another socket's
+	b.held[o.inode] = o
+	b.sweepLater()
+	return 0
+}
+
+// take returns our copy of the socket that the caller's descriptor shows, for the time of one call; put gives it back.
+func (b *broker) take(n *notification) (*twin, unix.Errno) {
+	fd := int(int32(n.Data.Args[0]))
+	if b.custody == custodyFetch {
+		return b.fetch(n.TID, fd)
+	}
+	inode, errno := b.socketOf(n.TID, fd)
 	if errno != 0 {
-		return errno
-	}
-	switch n.Data.Nr {
-	case unix.SYS_BIND:
-		address, errno := b.readAddress(n.TID, n.Data.Args[1], uint32(n.Data.Args[2]))
-		if errno != 0 {
-			return errno
-		}
-		if !l.valid(n) {
-			return unix.EINTR // nobody reads it
-		}
-		return b.bind(l, n, s, address)
-	case unix.SYS_LISTEN:
-		return b.listen(s, int(int32(n.Data.Args[1])))
-	}
-	return unix.ENOSYS
-}
-
-// callerSocket is what can be seen of the program's socket from outside.
-type callerSocket struct {
-	tid, fd     int
-	inode       uint64
-	protocol    string // system.sockprotoname
-	nonblock    bool
-	closeOnExec bool
-}
-
-func (b *broker) inspect(tid, fd int) (s callerSocket, errno unix.Errno) {
-	if tid == 0 || fd < 0 { // 0: in no process namespace that we see
-		return s, unix.EBADF
-	}
-	s = callerSocket{tid: tid, fd: fd}
-	path := fmt.Sprintf("/proc/%d/fd/%d", tid, fd)
-	link, err := os.Readlink(path)
-	if errno := b.unreadable(tid, err, unix.EBADF); errno != 0 {
-		return s, errno
-	}
-	number, ok := strings.CutPrefix(link, "socket:[")
-	if !ok {
-		return s, unix.ENOTSOCK
-	}
-	if s.inode, err = strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64); err != nil {
-		return s, unix.ENOTSOCK
-	}
-	name := make([]byte, 32)
-	size, err := unix.Getxattr(path, "system.sockprotoname", name)
-	if errno := b.unreadable(tid, err, unix.EBADF); errno != 0 {
-		return s, errno
-	}
-	s.protocol = string(bytes.TrimRight(name[:size], "\x00"))
-	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", tid, fd))
-	if errno := b.unreadable(tid, err, unix.EBADF); errno != 0 {
-		return s, errno
-	}
-	for line := range strings.Lines(string(info)) {
-		if value, ok := strings.CutPrefix(line, "flags:"); ok {
-			flags, _ := strconv.ParseUint(strings.TrimSpace(value), 8, 64)
-			s.nonblock, s.closeOnExec = flags&unix.O_NONBLOCK != 0, flags&unix.O_CLOEXEC != 0
-		}
-	}
-	return s, 0
-}
-
-// unreadable maps an error from the program's /proc entries; missing is the answer where there is nothing.
-func (b *broker) unreadable(tid int, err error, missing unix.Errno) unix.Errno {
-	switch {
-	case err == nil:
-		return 0
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		program, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", tid))
-		b.say("unreadable", "a process of the service tried to bind and its supervisor may not look into it: refused",
-			"process", strings.TrimSpace(string(program)), "hint", "its file must be readable by the user that runs it, and kernel.yama.ptrace_scope at most 1")
-		return unix.EACCES
-	}
-	return missing
-}
-
-// readAddress copies the address out of the caller's memory, once.
-func (b *broker) readAddress(tid uint32, at uint64, size uint32) ([]byte, unix.Errno) {
-	if size < 2 || size > 128 { // sizeof(struct sockaddr_storage)
-		return nil, unix.EINVAL
-	}
-	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", tid))
-	if errno := b.unreadable(int(tid), err, unix.EFAULT); errno != 0 {
 		return nil, errno
 	}
-	defer memory.Close()
-	address := make([]byte, size)
-	if n, _ := memory.ReadAt(address, int64(at)); n != int(size) {
-		return nil, unix.EFAULT
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	o := b.held[inode]
+	switch {
+	case o != nil:
+		o.refs++
+		return o, 0
+	case b.past[inode] == pastConnected:
+		return nil, unix.EISCONN
+	case b.past[inode] == pastListening:
+		return nil, errListening
 	}
-	return address, 0
+	return nil, unix.EACCES
 }
 
-func (b *broker) listen(s callerSocket, backlog int) unix.Errno {
-	own, ok := b.bound[s.inode]
-	if ok {
-		errno := errnoOf(unix.Listen(own.fd, backlog))
-		if errno != 0 {
-			return errno
-		}
-		unix.Close(own.fd)
-		delete(b.bound, s.inode)
-		b.order = slices.DeleteFunc(b.order, func(i uint64) bool { return i == s.inode })
-		if len(b.listening) == maxListen {
-			clear(b.listening)
-		}
-		b.listening[s.inode] = true
-		return 0
+// errListening is no error number of the kernel's: the socket listens already.
+const errListening = unix.Errno(4095)
+
+// put ends the use of a copy. It may wait: should ours be the last, the program may have chosen (SO_LINGER) that closing
+// takes an hour.
+func (b *broker) put(o *twin) {
+	b.mu.Lock()
+	last := b.drop(o)
+	b.mu.Unlock()
+	shut(last)
+}
+
+// nothing is the descriptor of no file.
+const nothing = -1
+
+// drop is put for those who hold mu, and returns the descriptor that they must shut when they no longer do.
+func (b *broker) drop(o *twin) (last int) {
+	if o.refs--; o.gone && o.refs == 0 {
+		return o.fd
 	}
+	return nothing
+}
+
+// release gives a copy up, and is like drop.
+func (b *broker) release(o *twin) (last int) {
+	if o.gone {
+		return nothing
+	}
+	o.gone = true
+	delete(b.held, o.inode)
+	if o.refs == 0 {
+		return o.fd
+	}
+	return nothing
+}
+
+func shut(fd int) {
+	if fd != nothing {
+		unix.Close(fd)
+	}
+}
+
+// retire gives a copy that is in use up, and remembers what became of the socket.
+func (b *broker) retire(o *twin, as past) {
+	b.mu.Lock()
+	if b.custody != custodyFetch {
+		if len(b.past) >= maxPast {
+			clear(b.past)
+		}
+		b.past[o.inode] = as
+	}
+	last := b.release(o)
+	b.mu.Unlock()
+	shut(last)
+}
+
+// listen performs listen(2) where bind has put the socket on an allowed place, and nowhere else.
+func (b *broker) listen(n *notification) unix.Errno {
+	o, errno := b.take(n)
 	switch {
-	case b.listening[s.inode]:
-		return 0
-	case s.protocol == "TCP" || s.protocol == "TCPv6":
-		b.say("unbound", "the service tried to listen on a TCP socket that it had not bound to an allowed port: refused", "hint", b.hint())
-		return unix.EACCES
-	case s.protocol == "UNIX-STREAM" || s.protocol == "UNIX":
-		return unix.EINVAL // as the kernel answers without bind
+	case errno == errListening:
+		return 0 // a second listen changes the backlog, which is not worth a copy
+	case errno == unix.EACCES && b.custody == custodyBind:
+		return b.unbound(n)
+	case errno != 0:
+		return errno
 	}
-	return unix.EOPNOTSUPP
+	defer b.put(o)
+	if o.domain == unix.AF_INET || o.domain == unix.AF_INET6 {
+		if o.kind != unix.SOCK_STREAM {
+			return unix.EOPNOTSUPP
+		}
+		at, err := localAddress(o.fd)
+		if err != nil || !at.Addr().IsLoopback() || !slices.Contains(b.ports, at.Port()) {
+			b.say("unbound", "the service tried to listen on a TCP socket that it had not bound to an allowed port: refused", "hint", b.hint())
+			return unix.EACCES
+		}
+	}
+	if errno := errnoOf(unix.Listen(o.fd, int(int32(n.Data.Args[1])))); errno != 0 {
+		return errno
+	}
+	b.retire(o, pastListening)
+	return 0
+}
+
+// unbound is the answer to listen on a socket that we did not bind.
+func (b *broker) unbound(n *notification) unix.Errno {
+	switch protocol, errno := b.protocolOf(n.TID, int(int32(n.Data.Args[0]))); {
+	case errno != 0:
+		return errno
+	case protocol == "UNIX-STREAM" || protocol == "UNIX":
+		return unix.EINVAL // as the kernel answers without bind
+	case protocol != "TCP" && protocol != "TCPv6":
+		return unix.EOPNOTSUPP
+	}
+	b.say("unbound", "the service tried to listen on a TCP socket that it had not bound to an allowed port: refused", "hint", b.hint())
+	return unix.EACCES
+}
+
+// localAddress is a socket's own address, an IPv4 address in IPv6's clothes as an IPv4 address.
+func localAddress(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)), nil
+	}
+	return netip.AddrPort{}, unix.EAFNOSUPPORT
 }
 
 // say logs a thing once.
 func (b *broker) say(key, message string, attributes ...any) {
+	b.mu.Lock()
 	if b.quiet || b.said[key] || len(b.said) >= maxSaid {
+		b.mu.Unlock()
 		return
 	}
 	b.said[key] = true
+	b.mu.Unlock()
 	b.log.Warn(message, attributes...)
 }
 

@@ -28,23 +28,29 @@ type spec struct {
 	Groups     []uint32 // process groups that the program must not join
 	Rules      []rule
 	Denied     []string
-	Ports      []uint16
+	Ports      []uint16 // to listen on
+	Connect    []uint16 // to connect to, with network "ports"
+	Sockets    []string // unix sockets to connect to
+	Unix       bool     // listens on a unix socket
+	UDP        bool
 	Network    string
 	Limits     Limits
 	Accept     []string
-	Landlock   int    // the ABI
-	Filter     bool   // install the filter
-	Notify     bool   // with notification
-	Abstract   string // an abstract socket of the supervisor's, for the self-test
+	Landlock   int  // the ABI
+	Filter     bool // install the filter
+	Notify     bool // with notification
+	Custody    custody
+	Trials     trials // what the self-test must not, or must, get through to
 	Plan       []Protection
 	Trial      bool // report and end
 
 	descriptors *os.File // in the child: its /proc/self/fd, opened before the walls
 }
 
-// report is what the child says, in this order: the listener (or why there is none), the protections, and, only if it
-// cannot go on, an error. The end of the stream after the protections means that the program has begun.
+// report is what the child says, in this order: that it has dropped, the listener (or why there is none), the
+// protections, and, only if it cannot go on, an error. The end of the stream after the protections means that the program has begun.
 type report struct {
+	Dropped     bool         `json:",omitempty"` // it is what the program will be, but for the walls
 	Listener    bool         `json:",omitempty"`
 	NoListener  string       `json:",omitempty"`
 	Protections []Protection `json:",omitempty"`
@@ -117,4 +123,13 @@ func (c channel) readFull(p []byte, fd *int) error {
 		done += n
 	}
 	return nil
+}
+
+// shape is what the filter's table depends on.
+func (s *spec) shape() shape {
+	level := s.Network
+	if level == networkBroker && !s.Notify {
+		level = networkPorts
+	}
+	return shape{level: level, notify: s.Notify, custody: s.Custody, udp: s.UDP, unix: s.Unix, groups: s.Groups}
 }

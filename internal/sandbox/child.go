@@ -62,6 +62,13 @@ func child(c channel) error {
 	if err := settle(&s); err != nil {
 		return err
 	}
+	// Only now can the parent learn how it may come by our sockets, and the filter depends on it.
+	if err := c.send(report{Dropped: true}, -1); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	if _, err := c.receive(&s.Custody); err != nil {
+		return fmt.Errorf("read how sockets are had: %w", err)
+	}
 	if err := wallIn(c, &s); err != nil {
 		return err
 	}
@@ -176,15 +183,11 @@ func wallIn(c channel, s *spec) error {
 				if err := c.send(report{NoListener: why}, -1); err != nil {
 					return err
 				}
-				for i, q := range s.Plan {
-					if q.Name == protLoopback {
-						s.Plan[i].InForce, s.Plan[i].Detail = false, why
-					}
-				}
+				s.withoutListener(why)
 			}
 		}
 		if !s.Notify {
-			if _, err := installFilter(table(s.Network, false, s.Groups), false); err != nil {
+			if _, err := installFilter(table(s.shape()), false); err != nil {
 				return err
 			}
 		}
@@ -197,7 +200,32 @@ func wallIn(c channel, s *spec) error {
 	if s.Notify {
 		ports = nil
 	}
-	return confine(s.Landlock, s.Rules, ports)
+	var connect []uint16
+	if s.shape().level == networkPorts {
+		connect = s.Connect
+	}
+	return confine(s.Landlock, s.Rules, ports, connect)
+}
+
+// withoutListener corrects the plan where the kernel knows notification and gives us none.
+func (s *spec) withoutListener(why string) {
+	p := Plan{Protections: s.Plan}
+	missing := func(q *Protection) { q.InForce, q.Detail = false, why }
+	p.set(protLoopback, missing)
+	if s.Network == networkBroker {
+		p.set(protBroker, missing)
+		landlock := ""
+		if s.Landlock < 4 {
+			landlock = "needs Landlock ABI 4"
+		}
+		p.withoutBroker(landlock)
+	}
+	if s.Unix && s.Landlock < 9 {
+		p.set(protUnixSockets, missing)
+	}
+	if s.UDP {
+		p.set(protUDP, missing)
+	}
 }
 
 // installBroker installs the filter with notification and hands the listener over. why is not empty where this kernel,
@@ -221,7 +249,7 @@ func installBroker(c channel, s *spec) (why string, err error) {
 		handedOver <- err
 	}()
 	<-ready
-	fd, err := installFilter(table(s.Network, true, s.Groups), true)
+	fd, err := installFilter(table(s.shape()), true)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		close(listeners)

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -23,11 +24,15 @@ const (
 	landlockRuleNetPort = 2 // LANDLOCK_RULE_NET_PORT
 )
 
+// landlockResolveUnix is LANDLOCK_ACCESS_FS_RESOLVE_UNIX (ABI 9): connecting to a unix socket by its path.
+const landlockResolveUnix = 1 << 16
+
 // landlockPortRule is struct landlock_net_port_attr.
 type landlockPortRule struct{ access, port uint64 }
 
-// handled is everything that this kernel's Landlock can deny and that we deny where no rule allows it. What the kernel
-// has and is not handled: connecting TCP sockets (ABI 4), unix sockets (9) and UDP (10), which wait for the broker.
+// handled is everything that this kernel's Landlock can deny and that we deny where no rule allows it. No rule allows
+// what the supervisor does for the program: a connection that the program manages to make by itself is denied. What
+// the kernel has and is not handled: UDP (ABI 10), of which the filter leaves nothing.
 func handled(abi int) unix.LandlockRulesetAttr {
 	fs := uint64(1)<<13 - 1 // ABI 1: EXECUTE to MAKE_SYM
 	if abi >= 2 {
@@ -39,9 +44,12 @@ func handled(abi int) unix.LandlockRulesetAttr {
 	if abi >= 5 {
 		fs |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
 	}
+	if abi >= 9 {
+		fs |= landlockResolveUnix
+	}
 	a := unix.LandlockRulesetAttr{Handled_access_fs: fs}
 	if abi >= 4 {
-		a.Handled_access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP
+		a.Handled_access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
 	}
 	if abi >= 6 {
 		a.Scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL
@@ -49,12 +57,12 @@ func handled(abi int) unix.LandlockRulesetAttr {
 	return a
 }
 
-// confine puts the calling thread into a Landlock domain: nothing but the rules, and no TCP port but those given. The
-// thread must have no_new_privs and be locked; execve takes the domain to the program, and ends the other threads.
+// confine puts the calling thread into a Landlock domain: nothing but the rules, no TCP port to bind but those in bind,
+// and none to connect to but those in connect, at whatever address. The thread must have no_new_privs and be locked; execve takes the domain to the program, and ends the other threads.
 //
 // The raw system calls and not a library, because a library must confine all threads of a process, and two of ours
 // must differ until execve.
-func confine(abi int, rules []rule, ports []uint16) error {
+func confine(abi int, rules []rule, bind, connect []uint16) error {
 	attr := handled(abi)
 	// A kernel that does not know the attribute's last members takes them if they are zero, as they are.
 	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
@@ -68,15 +76,23 @@ func confine(abi int, rules []rule, ports []uint16) error {
 		}
 	}
 	if attr.Handled_access_net != 0 {
-		for _, port := range ports {
-			p := landlockPortRule{unix.LANDLOCK_ACCESS_NET_BIND_TCP, uint64(port)}
-			if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, set, landlockRuleNetPort, uintptr(unsafe.Pointer(&p)), 0, 0, 0); errno != 0 {
-				return fmt.Errorf("allow TCP port %d: %w", port, errno)
-			}
+		err := errors.Join(addPorts(int(set), unix.LANDLOCK_ACCESS_NET_BIND_TCP, bind), addPorts(int(set), unix.LANDLOCK_ACCESS_NET_CONNECT_TCP, connect))
+		if err != nil {
+			return err
 		}
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, set, 0, 0); errno != 0 {
 		return fmt.Errorf("enter the Landlock domain: %w", errno)
+	}
+	return nil
+}
+
+func addPorts(set int, access uint64, ports []uint16) error {
+	for _, port := range ports {
+		p := landlockPortRule{access, uint64(port)}
+		if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(set), landlockRuleNetPort, uintptr(unsafe.Pointer(&p)), 0, 0, 0); errno != 0 {
+			return fmt.Errorf("allow TCP port %d: %w", port, errno)
+		}
 	}
 	return nil
 }

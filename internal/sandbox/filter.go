@@ -31,12 +31,14 @@ func (a answer) errno() (unix.Errno, bool) {
 // condition holds when argument arg, masked, is one of the values; with no values, when any bit of the mask is set;
 // with none, when no bit of the mask is set. Only the low 32 bits are looked at, because the kernel declares every argument judged here as
 // int or unsigned int, or keeps nothing of interest above (clone's flags): a comparison of all 64 would let the same
-// call through with rubbish in the upper half (CVE-2019-7303).
+// call through with rubbish in the upper half (CVE-2019-7303). A pointer is the exception: it is there if any of its 64
+// bits is set.
 type condition struct {
-	arg    int
-	mask   uint32
-	values []uint32
-	none   bool
+	arg     int
+	mask    uint32
+	values  []uint32
+	none    bool
+	pointer bool
 }
 
 func is(arg int, values ...uint32) condition {
@@ -47,6 +49,7 @@ func masked(arg int, mask uint32, values ...uint32) condition {
 }
 func anyBit(arg int, mask uint32) condition { return condition{arg: arg, mask: mask} }
 func noBit(arg int, mask uint32) condition  { return condition{arg: arg, mask: mask, none: true} }
+func pointer(arg int) condition             { return condition{arg: arg, mask: ^uint32(0), pointer: true} }
 
 // row is one line of the table: a system call, the conditions on its arguments, the answer, and why. The first row
 // that matches decides; a system call without a matching row is allowed.
@@ -123,6 +126,11 @@ func (r row) assemble() []bpf.Instruction {
 		part := []bpf.Instruction{bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg), Size: 4}}
 		end := uint8(len(code))
 		switch {
+		case c.pointer:
+			part = append(part,
+				bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0, SkipTrue: 2},
+				bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg + 4), Size: 4},
+				bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: end})
 		case c.none:
 			part = append(part, bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: c.mask, SkipTrue: end})
 		case len(c.values) == 0:

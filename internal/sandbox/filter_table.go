@@ -10,48 +10,104 @@ const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS |
 // sockType masks SOCK_NONBLOCK and SOCK_CLOEXEC away (include/linux/net.h: SOCK_TYPE_MASK).
 const sockType = 0xf
 
+// shape is what the table depends on.
+type shape struct {
+	level   string   // the network level that can be had: broker, ports or none
+	notify  bool     // the supervisor is asked
+	custody custody  // and how it comes by the sockets
+	udp     bool     // UDP sockets for name resolution
+	unix    bool     // the program listens on a unix socket
+	groups  []uint32 // process groups outside that the program must not join
+}
+
+// asksConnect tells whether connect(2) is the supervisor's.
+func (s shape) asksConnect() bool { return s.notify && s.level != networkPorts }
+
 // table is the whole filter: system call, condition, answer, why. Where the answer is an error number it was chosen
-// so that programs take the way they would take on an older kernel. groups are the process groups outside that the
-// program must not join.
-func table(network string, notify bool, groups []uint32) []row {
-	rows := sockets(network)
-	if len(groups) > 0 {
-		rows = append(rows, row{"setpgid", unix.SYS_SETPGID, []condition{is(1, groups...)}, refuse(unix.EPERM), "from a member the kernel itself signals the whole group (SIGHUP to an orphaned one, SIGTTIN), past Landlock"})
+// so that programs take the way they would take on an older kernel.
+func table(s shape) []row {
+	rows := append(sockets(s), sends(s)...)
+	if len(s.groups) > 0 {
+		rows = append(rows, row{"setpgid", unix.SYS_SETPGID, []condition{is(1, s.groups...)}, refuse(unix.EPERM), "from a member the kernel itself signals the whole group (SIGHUP to an orphaned one, SIGTTIN), past Landlock"})
 	}
-	if notify {
+	if s.notify {
 		rows = append(rows,
 			row{"bind", unix.SYS_BIND, nil, answerAsk, "the supervisor binds, on loopback"},
 			row{"listen", unix.SYS_LISTEN, nil, answerAsk, "listen on an unbound socket would take a port on every address"})
+	}
+	if s.asksConnect() {
+		rows = append(rows, row{"connect", unix.SYS_CONNECT, nil, answerAsk, "the supervisor connects, to what it has judged"})
 	}
 	rows = append(rows, escapes()...)
 	return append(rows, archRows()...)
 }
 
-func sockets(network string) []row {
-	inet := []uint32{unix.AF_INET, unix.AF_INET6}
+// sockets are the rows of socket and socketpair.
+func sockets(s shape) []row {
+	const (
+		datagrams = "a datagram says itself where it goes, behind a pointer: past connect, and past every filter"
+		byPath    = "by path it reaches a container runtime's socket, which Landlock does not see before ABI 9"
+	)
+	given := answerAllow // a socket by itself reaches nobody
+	if s.notify && s.custody == custodyMake {
+		given = answerAsk
+	}
+	local := given
+	if !s.asksConnect() {
+		local = refuse(unix.EACCES)
+		if s.unix {
+			local = answerAllow
+		}
+	}
+	inet := is(0, unix.AF_INET, unix.AF_INET6)
+	stream := masked(1, sockType, unix.SOCK_STREAM)
 	rows := []row{
-		{"socket", unix.SYS_SOCKET, []condition{is(0, unix.AF_UNIX)}, answerAllow, "paths are Landlock's and the supervisor's"},
-		{"socket", unix.SYS_SOCKET, []condition{is(0, unix.AF_NETLINK), is(2, unix.NETLINK_ROUTE)}, answerAllow, "name resolution lists addresses"},
+		{"socket", unix.SYS_SOCKET, []condition{is(0, unix.AF_UNIX), masked(1, sockType, unix.SOCK_STREAM, unix.SOCK_SEQPACKET)}, local, byPath},
+		{"socket", unix.SYS_SOCKET, []condition{is(0, unix.AF_UNIX)}, refuse(unix.EACCES), datagrams},
+		{"socket", unix.SYS_SOCKET, []condition{is(0, unix.AF_NETLINK), is(2, unix.NETLINK_ROUTE)}, given, "name resolution lists addresses"},
 		{"socket", unix.SYS_SOCKET, []condition{is(0, unix.AF_NETLINK), anyBit(2, ^uint32(0))}, refuse(unix.EPROTONOSUPPORT), "the rest of netlink is kernel surface"},
 	}
-	if network == networkNone {
-		rows = append(rows, row{"socket", unix.SYS_SOCKET, []condition{is(0, inet...)}, refuse(unix.EACCES), "network: none"})
+	if s.level == networkNone {
+		rows = append(rows, row{"socket", unix.SYS_SOCKET, []condition{inet}, refuse(unix.EACCES), "network: none"})
 	} else {
+		udp := refuse(unix.EACCES)
+		if s.udp && s.notify {
+			udp = answerAsk
+		}
 		rows = append(rows,
-			row{"socket", unix.SYS_SOCKET, []condition{is(0, inet...), masked(1, sockType, unix.SOCK_STREAM), is(2, 0, unix.IPPROTO_TCP)}, answerAllow, "TCP"},
-			row{"socket", unix.SYS_SOCKET, []condition{is(0, inet...), masked(1, sockType, unix.SOCK_DGRAM), is(2, 0, unix.IPPROTO_UDP)}, answerAllow, "UDP, until connections are brokered"},
-			row{"socket", unix.SYS_SOCKET, []condition{is(0, inet...)}, refuse(unix.EPROTONOSUPPORT), "MPTCP, SCTP, SMC and raw sockets pass by Landlock's port rules; Go falls back from MPTCP to TCP on this number"},
+			row{"socket", unix.SYS_SOCKET, []condition{inet, stream, is(2, 0, unix.IPPROTO_TCP)}, given, "TCP"},
+			row{"socket", unix.SYS_SOCKET, []condition{inet, masked(1, sockType, unix.SOCK_DGRAM), is(2, 0, unix.IPPROTO_UDP)}, udp, datagrams},
+			row{"socket", unix.SYS_SOCKET, []condition{inet}, refuse(unix.EPROTONOSUPPORT), "MPTCP, SCTP, SMC and raw sockets pass by Landlock's port rules; Go falls back from MPTCP to TCP on this number"},
 		)
 	}
-	const fastOpen = "it connects without connect(2), so Landlock is not asked"
 	return append(rows,
 		row{"socket", unix.SYS_SOCKET, nil, refuse(unix.EAFNOSUPPORT), "AF_ALG, AF_VSOCK, AF_PACKET, AF_XDP, AF_SMC, AF_TIPC, ...: kernel surface, and ways out that nothing else guards"},
-		row{"socketpair", unix.SYS_SOCKETPAIR, []condition{is(0, unix.AF_UNIX)}, answerAllow, "pipes between processes"},
+		row{"socketpair", unix.SYS_SOCKETPAIR, []condition{is(0, unix.AF_UNIX), masked(1, sockType, unix.SOCK_STREAM, unix.SOCK_SEQPACKET)}, answerAllow, "pipes between processes"},
+		row{"socketpair", unix.SYS_SOCKETPAIR, []condition{is(0, unix.AF_UNIX)}, refuse(unix.EOPNOTSUPP), datagrams},
 		row{"socketpair", unix.SYS_SOCKETPAIR, nil, refuse(unix.EAFNOSUPPORT), "TIPC has socketpairs too"},
-		row{"sendto", unix.SYS_SENDTO, []condition{anyBit(3, unix.MSG_FASTOPEN)}, refuse(unix.EOPNOTSUPP), fastOpen},
-		row{"sendmsg", unix.SYS_SENDMSG, []condition{anyBit(2, unix.MSG_FASTOPEN)}, refuse(unix.EOPNOTSUPP), fastOpen},
-		row{"sendmmsg", unix.SYS_SENDMMSG, []condition{anyBit(3, unix.MSG_FASTOPEN)}, refuse(unix.EOPNOTSUPP), fastOpen},
 	)
+}
+
+// sends are the rows of the calls that may name an address.
+func sends(s shape) []row {
+	const fastOpen = "it connects without connect(2), so nobody is asked"
+	rows := []row{
+		{"sendto", unix.SYS_SENDTO, []condition{anyBit(3, unix.MSG_FASTOPEN)}, refuse(unix.EOPNOTSUPP), fastOpen},
+		{"sendmsg", unix.SYS_SENDMSG, []condition{anyBit(2, unix.MSG_FASTOPEN)}, refuse(unix.EOPNOTSUPP), fastOpen},
+		{"sendmmsg", unix.SYS_SENDMMSG, []condition{anyBit(3, unix.MSG_FASTOPEN)}, refuse(unix.EOPNOTSUPP), fastOpen},
+	}
+	if !s.udp || !s.notify {
+		return rows
+	}
+	const hidden = "with UDP sockets: its address is behind a pointer, and cannot be judged"
+	return []row{
+		rows[0],
+		{"sendto", unix.SYS_SENDTO, []condition{pointer(4)}, answerAsk, "the supervisor sends, to its own name server"},
+		rows[1],
+		{"sendmsg", unix.SYS_SENDMSG, nil, refuse(unix.EACCES), hidden},
+		rows[2],
+		{"sendmmsg", unix.SYS_SENDMMSG, nil, refuse(unix.EACCES), hidden},
+	}
 }
 
 func escapes() []row {
@@ -73,7 +129,7 @@ func escapes() []row {
 		{"unshare", unix.SYS_UNSHARE, []condition{anyBit(0, namespaces|unix.CLONE_NEWTIME)}, eperm, newSpace},
 		{"setns", unix.SYS_SETNS, nil, eperm, newSpace},
 		{"memfd_create", unix.SYS_MEMFD_CREATE, []condition{noBit(1, unix.MFD_NOEXEC_SEAL)}, refuse(unix.ENOSYS), "Landlock does not see the execution of an anonymous file"},
-		{"prctl", unix.SYS_PRCTL, []condition{is(0, unix.PR_SET_DUMPABLE), is(1, 0)}, refuse(0), "said to be done and not done: the supervisor must be able to read the address that bind is given"},
+		{"prctl", unix.SYS_PRCTL, []condition{is(0, unix.PR_SET_DUMPABLE), is(1, 0)}, refuse(0), "said to be done and not done: the supervisor must be able to read the addresses that bind and connect are given"},
 		{"prlimit64", unix.SYS_PRLIMIT64, []condition{anyBit(0, ^uint32(0))}, eperm, "an equal uid suffices to take descriptors, file sizes or time from another process; libc calls itself 0"},
 		{"ioctl", unix.SYS_IOCTL, []condition{is(1, unix.TIOCSTI, unix.TIOCLINUX)}, eperm, "types into the operator's terminal (CVE-2017-5226)"},
 		{"ioctl", unix.SYS_IOCTL, []condition{is(1, unix.TIOCSETD)}, eperm, "loads line disciplines"},

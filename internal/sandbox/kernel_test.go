@@ -37,7 +37,7 @@ func TestEveryProtectionHolds(t *testing.T) {
 				if !ok {
 					t.Errorf("%s is not in the list", name)
 				}
-				if asked := name != protBroker && name != protNoInet; q.InForce != asked {
+				if asked := name != protConnect && name != protNoInet; q.InForce != asked {
 					t.Errorf("%s: in force %v, want %v: %+v", name, q.InForce, asked, q)
 				}
 				if q.How == "" {
@@ -189,7 +189,8 @@ func TestSystemCallsAreRefused(t *testing.T) {
 		{"socket 16 3 15", "protocol not supported"},      // netlink, uevents
 		{"socket 16 3 0", "ok"},
 		{"socket 2 1 6", "ok"},
-		{"socket 10 2 17", "ok"},
+		{"socket 10 2 17", "permission denied"}, // UDP
+		{"socket 1 2 0", "permission denied"},   // unix datagrams
 		{"fastopen", "operation not supported"},
 		{"uring", "not implemented"},
 		{"unshare", "operation not permitted"},
@@ -249,10 +250,13 @@ func TestSelfTestSeesMissingWalls(t *testing.T) {
 	j.prep = func(c *exec.Cmd) { c.Path = bare }
 	r := j.start(t, "unwalled")
 	e := r.enforced(t)
-	for _, name := range []string{protFiles, protExecWritten, protBindPorts, protLoopback, protAbstract, protSignals, protSystemCalls} {
+	for _, name := range []string{protFiles, protExecWritten, protBindPorts, protLoopback, protAbstract, protSignals, protSystemCalls, protBroker, protUnixSockets, protUDP} {
 		if q := e[name]; q.InForce || q.Detail == "" {
 			t.Errorf("%s is said to hold without a wall: %+v", name, q)
 		}
+	}
+	if !strings.Contains(e[protBroker].Detail, "succeeded") || !strings.Contains(e[protBroker].Detail, "was not led") {
+		t.Errorf("%+v", e[protBroker])
 	}
 	if !strings.Contains(e[protFiles].Detail, "open / succeeded") || !strings.Contains(e[protLoopback].Detail, "was not led to loopback") ||
 		!strings.Contains(e[protSignals].Detail, "succeeded") || !strings.Contains(e[protAbstract].Detail, "succeeded") ||

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -116,7 +115,7 @@ func runTrial(c channel) {
 		if err != nil {
 			return err
 		}
-		answer.Plan.Protections = process.enforced.Protections
+		answer.Plan = Plan(process.enforced)
 		return nil
 	}()
 	if err != nil {
@@ -146,9 +145,29 @@ func checkDropped(p Profile) error {
 func (r *resolved) spec(k kernel, plan Plan) *spec {
 	return &spec{
 		Path: r.path, Args: r.args, Env: r.env, Dir: r.dir, UID: r.uid, GID: r.gid, Supervisor: os.Getpid(), Groups: groupsOutside(),
-		Rules: r.rules, Denied: r.denied, Ports: r.ports, Network: r.network, Limits: r.limits, Accept: r.accept,
+		Rules: r.rules, Denied: r.denied, Ports: r.ports, Connect: r.connect, Sockets: r.sockets, Unix: r.unix, UDP: r.udp,
+		Network: r.network, Limits: r.limits, Accept: r.accept,
 		Landlock: k.landlock, Filter: k.filter, Notify: k.notify, Plan: plan.Protections,
 	}
+}
+
+// custody chooses how the supervisor comes by the program's sockets; child is the child, which has dropped already. A UDP
+// socket must be made by us, because of what is done to it then.
+func (s *spec) custody(child int) custody {
+	switch {
+	case !s.UDP && canFetch(child):
+		return custodyFetch
+	case s.Network == networkPorts:
+		return custodyBind
+	}
+	return custodyMake
+}
+
+// enforced is what the self-test found.
+func (s *spec) enforced(found []Protection) Enforced {
+	p := Plan{Asked: s.Network, Protections: found}
+	p.judge()
+	return Enforced(p)
 }
 
 // groupsOutside are the process groups of our session that are not the program's: ours, and the one of the session's
@@ -167,14 +186,16 @@ func start(ctx context.Context, s *spec, cmd Command) (*Process, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	abstract, err := abstractSocket(s)
-	if err != nil {
+	var err error
+	if s.Trials, err = newTrials(s); err != nil {
 		return nil, err
 	}
-	defer unix.Close(abstract)
+	defer s.Trials.close()
 	p := &Process{
-		broker: newBroker(s.Ports, s.Rules, logger), listeners: make(chan int, 1), ended: make(chan struct{}),
-		over: make(chan struct{}), output: &output{}, tty: -1,
+		listeners: make(chan int, 1), ended: make(chan struct{}), over: make(chan struct{}), output: &output{}, tty: -1,
+	}
+	if p.broker, err = newBroker(s, cmd, logger); err != nil {
+		return nil, err
 	}
 	c, err := p.fork(s, cmd)
 	if err != nil {
@@ -183,6 +204,7 @@ func start(ctx context.Context, s *spec, cmd Command) (*Process, error) {
 	defer unix.Close(c.fd)
 	stop := context.AfterFunc(ctx, func() { _ = p.Signal(unix.SIGKILL) })
 	defer stop()
+	p.broker.trial = s.Trials.hook
 	err = p.converse(c, s)
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -198,20 +220,6 @@ func start(ctx context.Context, s *spec, cmd Command) (*Process, error) {
 		p.kill()
 	}
 	return p, nil
-}
-
-// abstractSocket listens where the self-test must not get through, and names the place in s.
-func abstractSocket(s *spec) (int, error) {
-	s.Abstract = "@sallyport-self-test-" + rand.Text()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("prepare the self-test: %w", err)
-	}
-	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: s.Abstract}), unix.Listen(fd, 1)); err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("prepare the self-test: %w", err)
-	}
-	return fd, nil
 }
 
 // fork starts this binary as the child, with an empty environment, its standard descriptors and the channel.
@@ -288,11 +296,16 @@ func (p *Process) converse(c channel, s *spec) error {
 			return fmt.Errorf("%s: %w", r.Error, fs.ErrNotExist)
 		case r.Error != "":
 			return errors.New(r.Error)
+		case r.Dropped:
+			if s.Custody = s.custody(p.pid); s.Notify {
+				p.broker.custody = s.Custody
+			}
+			err = c.send(s.Custody, -1)
 		case r.Listener:
 			p.listeners <- fd
 			err = c.send(struct{}{}, -1)
 		case r.Protections != nil:
-			p.enforced.Protections = r.Protections
+			p.enforced = s.enforced(r.Protections)
 			if s.Trial {
 				return nil
 			}

@@ -44,51 +44,51 @@ func TestListenersAreOnLoopback(t *testing.T) {
 	port := freePort(t)
 	at := func(host string) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
 	other := at(otherAddress())
-	r := check(t, Profile{Listen: on(port)}, [][2]string{
-		{"listen " + at("0.0.0.0"), "ok"},
-		{"listen " + at("127.0.0.1"), "ok"},
-		{"listen " + at("127.0.0.2"), "ok"},
-		{"listen " + at("::"), "ok"},
-		{"listen " + at("::1"), "ok"},
-		{"listen " + at("::ffff:0.0.0.0"), "ok"},
-		{"listen " + other, "permission denied"},
-		{"listen " + at("fd00::2"), "permission denied"},
-		{"listen 127.0.0.1:1", "permission denied"},
-		{"listen 127.0.0.1:0", "permission denied"},
-		{"listen 0.0.0.0:0", "permission denied"},
-		{"bind 127.0.0.1:0", "ok"},
-		{"autobind", "permission denied"},
-		{"backlog " + at("0.0.0.0"), "ok"},
-		{"rebind " + at("127.0.0.1"), "ok"},
-		{"relisten " + at("0.0.0.0"), "ok"},
-		{"badaddr", "ok"},
-		{"interfaces", "ok"},
-		{"undumpable", "ok"}, // said to be done; the bind after it shows that it was not
-		{"udp 127.0.0.1:0", "ok"},
-		{"udp 0.0.0.0:0", "ok"},
-		{"udp " + at("0.0.0.0"), "permission denied"},
-		{"dial tcp " + at("127.0.0.1"), "refused"},
-	})
-	// Twice each: 0.0.0.0 in the line of the probe and as the name that getsockname gave.
-	if strings.Contains(r.out, "name=0.0.0.0:"+strconv.Itoa(int(port))) || strings.Contains(r.out, "name=[::]:") {
-		t.Errorf("something is bound on every address:\n%s", r.out)
-	}
-	if n := strings.Count(r.out, "name="+at("127.0.0.1")+"\n"); n != 2 {
-		t.Errorf("%d names are 127.0.0.1, want 2:\n%s", n, r.out)
-	}
-	if n := strings.Count(r.out, "name="+at("::ffff:127.0.0.1")+"\n"); n != 2 {
-		t.Errorf("%d names are ::ffff:127.0.0.1, want 2:\n%s", n, r.out)
-	}
-	for _, w := range []string{
-		"asked=" + at("0.0.0.0") + " given=" + at("127.0.0.1"), "asked=" + other,
-		fmt.Sprintf("await app.listen(%d, '127.0.0.1')", port), "had not bound",
-	} {
-		if strings.Count(r.err, w) == 0 {
-			t.Errorf("not in the log: %s\n%s", w, r.err)
+	for _, verb := range custodies() {
+		r := checkAs(t, verb, Profile{Listen: on(port)}, map[string]string{"tcp *": "direct"}, [][2]string{
+			{"listen " + at("0.0.0.0"), "ok"},
+			{"listen " + at("127.0.0.1"), "ok"},
+			{"listen " + at("127.0.0.2"), "ok"},
+			{"listen " + at("::"), "ok"},
+			{"listen " + at("::1"), "ok"},
+			{"listen " + at("::ffff:0.0.0.0"), "ok"},
+			{"listen " + other, "permission denied"},
+			{"listen " + at("fd00::2"), "permission denied"},
+			{"listen 127.0.0.1:1", "permission denied"},
+			{"listen 127.0.0.1:0", "permission denied"},
+			{"listen 0.0.0.0:0", "permission denied"},
+			{"bind 127.0.0.1:0", "ok"},
+			{"autobind", "permission denied"},
+			{"backlog " + at("0.0.0.0"), "ok"},
+			{"rebind " + at("127.0.0.1"), "ok"},
+			{"relisten " + at("0.0.0.0"), "ok"},
+			{"badaddr", "ok"},
+			{"interfaces", "ok"},
+			{"undumpable", "ok"}, // said to be done; the bind after it shows that it was not
+			{"udp 127.0.0.1:0", "permission denied"},
+			{"dial tcp " + at("127.0.0.1"), "refused"},
+		})
+		// Twice each: 0.0.0.0 in the line of the probe and as the name that getsockname gave.
+		if strings.Contains(r.out, "name=0.0.0.0:"+strconv.Itoa(int(port))) || strings.Contains(r.out, "name=[::]:") {
+			t.Errorf("something is bound on every address:\n%s", r.out)
 		}
-	}
-	if n := strings.Count(r.err, "asked="+at("0.0.0.0")+" given"); n != 1 {
-		t.Errorf("said %d times that 0.0.0.0 was led, want once", n)
+		if n := strings.Count(r.out, "name="+at("127.0.0.1")+"\n"); n != 2 {
+			t.Errorf("%d names are 127.0.0.1, want 2:\n%s", n, r.out)
+		}
+		if n := strings.Count(r.out, "name="+at("::ffff:127.0.0.1")+"\n"); n != 2 {
+			t.Errorf("%d names are ::ffff:127.0.0.1, want 2:\n%s", n, r.out)
+		}
+		for _, w := range []string{
+			"asked=" + at("0.0.0.0") + " given=" + at("127.0.0.1"), "asked=" + other,
+			fmt.Sprintf("await app.listen(%d, '127.0.0.1')", port), "had not bound",
+		} {
+			if strings.Count(r.err, w) == 0 {
+				t.Errorf("not in the log: %s\n%s", w, r.err)
+			}
+		}
+		if n := strings.Count(r.err, "asked="+at("0.0.0.0")+" given"); n != 1 {
+			t.Errorf("said %d times that 0.0.0.0 was led, want once", n)
+		}
 	}
 }
 
@@ -128,9 +128,13 @@ func TestTwoWildcardsOnOnePort(t *testing.T) {
 	needKernel(t, 4)
 	port := strconv.Itoa(int(freePort(t)))
 	n, _ := strconv.Atoi(port)
-	r := check(t, Profile{Listen: on(uint16(n))}, [][2]string{{"both " + port, "ok"}})
-	if !strings.Contains(r.out, "127.0.0.1:"+port+" [::1]:"+port) {
-		t.Error(r.out)
+	for _, network := range []string{networkBroker, networkPorts} {
+		for _, verb := range custodies() {
+			r := checkAs(t, verb, Profile{Listen: on(uint16(n)), Network: network}, nil, [][2]string{{"both " + port, "ok"}})
+			if !strings.Contains(r.out, "127.0.0.1:"+port+" [::1]:"+port) {
+				t.Error(r.out)
+			}
+		}
 	}
 }
 
@@ -138,11 +142,15 @@ func TestTwoWildcardsOnOnePort(t *testing.T) {
 func TestRacesAreLost(t *testing.T) {
 	needKernel(t, 4)
 	port := freePort(t)
-	r := check(t, Profile{Listen: on(port)}, [][2]string{
-		{fmt.Sprintf("race-address %d 5000", port), "ok"},
-		{fmt.Sprintf("race-listen %d 300", port), "ok"},
-	})
-	t.Log(r.out)
+	for _, network := range []string{networkBroker, networkPorts} {
+		for _, verb := range custodies() {
+			r := checkAs(t, verb, Profile{Listen: on(port), Network: network}, nil, [][2]string{
+				{fmt.Sprintf("race-address %d 2000", port), "ok"},
+				{fmt.Sprintf("race-listen %d 100", port), "ok"},
+			})
+			t.Log(r.out)
+		}
+	}
 }
 
 func TestUnixSockets(t *testing.T) {
@@ -158,12 +166,16 @@ func TestUnixSockets(t *testing.T) {
 	if err := os.Symlink(other, filepath.Join(base, "run/out")); err != nil {
 		t.Fatal(err)
 	}
-	for _, network := range []string{"", networkNone} {
+	for _, c := range [][2]string{{"", "supervise"}, {"", "contained"}, {networkNone, "contained"}, {networkPorts, "contained"}, {networkPorts, "supervise"}} {
+		network := c[0]
 		p := Profile{Listen: []Listen{{Unix: socket}}, Network: network}
-		r := check(t, p, [][2]string{
+		if network == networkPorts {
+			p.AcceptGaps = []string{protUnixSockets} // before Landlock ABI 9
+		}
+		r := checkAs(t, c[1], p, nil, [][2]string{
 			{"unix " + socket, "ok"},
 			{"unixpacket " + socket + "p", "ok"},
-			{"unixgram " + socket + "g", "ok"},
+			{"unixgram " + socket + "g", "permission denied"},
 			{"unix " + filepath.Join(base, "run/sub/x.sock"), "ok"},
 			{"unix " + filepath.Join(other, "x.sock"), "permission denied"},
 			{"unix " + filepath.Join(base, "run/out/x.sock"), "permission denied"},
@@ -178,6 +190,10 @@ func TestUnixSockets(t *testing.T) {
 	check(t, Profile{Listen: []Listen{{Unix: socket}}, Network: networkNone}, [][2]string{
 		{"socket 2 1 0", "permission denied"}, {"socket 10 2 0", "permission denied"}, {"dial udp 127.0.0.1:9", "permission denied"},
 	})
+	// Without the supervisor's word on connect, whoever listens on a unix socket could connect to any.
+	if r := probe(Profile{Listen: []Listen{{Unix: socket}}, Network: networkPorts}, "cwd").run(t); probeKernel().landlock < 9 && (r.code != 73 || !strings.Contains(r.err, "gap: unix-sockets\n")) {
+		t.Errorf("%d %s", r.code, r.err)
+	}
 }
 
 // Where somebody else's listener is installed the kernel gives us none: a gap, and if it is accepted the ports are
@@ -186,14 +202,17 @@ func TestAnotherListener(t *testing.T) {
 	needKernel(t, 4)
 	port := freePort(t)
 	try := func(p Profile) result {
-		return probe(p, fmt.Sprintf("listen 127.0.0.1:%d", port), "listen 127.0.0.1:1", "cwd").start(t, "listened")
+		j := probe(p, fmt.Sprintf("listen 127.0.0.1:%d", port), "listen 127.0.0.1:1", "dial tcp 127.0.0.1:"+newUpstream(t), "unix "+filepath.Join(folder(t), "s"))
+		j.Ways = map[string]string{"tcp *": "direct"}
+		return j.start(t, "listened")
 	}
 	r := try(Profile{Listen: on(port)})
-	if r.code != 73 || !strings.Contains(r.err, "gap: listen-loopback\n") || !strings.Contains(r.err, "already installed") {
+	if r.code != 73 || !strings.Contains(r.err, "gap: listen-loopback\ngap: connection-broker\n") || !strings.Contains(r.err, "already installed") {
 		t.Errorf("%d %s%s", r.code, r.out, r.err)
 	}
-	r = try(Profile{Listen: on(port), AcceptGaps: []string{protLoopback}})
-	if r.code != 0 || !strings.Contains(r.out, fmt.Sprintf("listen 127.0.0.1:%d: ok", port)) || !strings.Contains(r.out, "listen 127.0.0.1:1: permission denied") {
+	r = try(Profile{Listen: on(port), AcceptGaps: []string{protLoopback, protBroker}})
+	if r.code != 0 || !strings.Contains(r.out, fmt.Sprintf("listen 127.0.0.1:%d: ok", port)) || !strings.Contains(r.out, "listen 127.0.0.1:1: permission denied") ||
+		strings.Count(r.out, "connect: permission denied") != 1 || !strings.Contains(r.out, "socket: permission denied") || !strings.Contains(r.err, `"Level":"ports"`) {
 		t.Errorf("%d %s%s", r.code, r.out, r.err)
 	}
 }

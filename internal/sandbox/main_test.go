@@ -65,6 +65,7 @@ type job struct {
 	Args    []string
 	Pipes   bool
 	Timeout time.Duration
+	Ways    map[string]string // what the hook answers, see Job
 
 	as     uint32            // start the supervisor as this uid and gid; 0 is who we are
 	prep   func(*exec.Cmd)   // last changes to the supervisor's command
@@ -178,11 +179,22 @@ func (r result) answers() map[string]string {
 // check runs the probes in want and compares: "ok", or a piece of the refusal.
 func check(t *testing.T, p Profile, want [][2]string) result {
 	t.Helper()
+	return checkAs(t, "supervise", p, nil, want)
+}
+
+// custodies are the two ways in which the supervisor comes by sockets: as the kernel here lets it, and as in a container.
+func custodies() []string { return []string{"supervise", "contained"} }
+
+// checkAs is check with a way of supervising, and the hook's answers.
+func checkAs(t *testing.T, verb string, p Profile, ways map[string]string, want [][2]string) result {
+	t.Helper()
 	var do []string
 	for _, w := range want {
 		do = append(do, w[0])
 	}
-	r := probe(p, do...).run(t)
+	j := probe(p, do...)
+	j.Ways = ways
+	r := j.start(t, verb)
 	if r.code != 0 {
 		t.Fatalf("exit code %d\n%s%s", r.code, r.out, r.err)
 	}

@@ -123,7 +123,7 @@ func TestNodeService(t *testing.T) {
 			Preset: "node", Dir: app, Listen: on(port), Write: []string{filepath.Join(base, "data")}, Execute: []string{tool},
 			Env: Env{Set: map[string]string{"PORT": fmt.Sprint(port), "ELSEWHERE": filepath.Join(base, "elsewhere"), "WRITABLE": filepath.Join(base, "data"),
 				"OTHER": fmt.Sprint(other.Process.Pid), "TOOL": tool, "ADDRESS": otherAddress(), "HOST": host, "UPSTREAM": upstream}},
-		}}
+		}, Ways: map[string]string{"tcp 127.0.0.1:" + upstream: "direct"}}
 		var got map[string]string
 		j.during = func(p *os.Process) {
 			got = ask200(t, fmt.Sprintf("http://127.0.0.1:%d/", port))
@@ -139,7 +139,7 @@ func TestNodeService(t *testing.T) {
 			"dependency": "left", "package": "orders", "glob": "main.js", "shadow": "EACCES", "elsewhere": "EACCES",
 			"write app": "EACCES", "write tmp": "EACCES", "write allowed": "ok", "supervisor environ": "EACCES", "other environ": "EACCES",
 			"memory": "true", "processors": "true", "interfaces": "127.0.0.1", "user": fmt.Sprintf("%d|ERR_SYSTEM_ERROR", uid), "wasm": "ok", "kill": "EPERM", "uid 0": "EPERM",
-			"worker": "true", "fork": "forked", "shell": "EACCES", "allowed program": "hi", "lookup": "127.0.0.1", "fetch": "hello", "udp": "sent",
+			"worker": "true", "fork": "forked", "shell": "EACCES", "allowed program": "hi", "lookup": "127.0.0.1", "fetch": "hello", "udp": "EACCES",
 			"default host": "::ffff:127.0.0.1", "0.0.0.0": "127.0.0.1", "127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1|::1",
 			"other address": "EACCES", "other port": "EACCES", "port 0": "EACCES",
 		}

@@ -38,22 +38,37 @@ type (
 // listener is the supervisor's end of the filter.
 type listener struct{ fd int }
 
-func (l listener) ioctl(request uintptr, p unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), request, uintptr(p)); errno != 0 {
-		return errno
+// ioctl begins again when a signal came first. The kernel then has done nothing yet, for none of the requests used here
+// is both done and interrupted: that would be true of ADDFD with FLAG_SEND, which answers the call with 0 and no
+// descriptor if a signal comes at the wrong moment, and which is therefore not used.
+func (l listener) ioctl(request uintptr, p unsafe.Pointer) (int, error) {
+	for {
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), request, uintptr(p))
+		switch errno {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
 	}
-	return nil
 }
 
-// receive waits for no one: call it when poll says that there is something. ENOENT means that the caller was killed
-// in the meantime.
+// wakeTogether asks the kernel to wake whoever answers on the caller's own processor (Linux 6.6): the two never run at
+// the same time, and a switch on one processor costs less than waking another. Older kernels do without.
+func (l listener) wakeTogether() {
+	const syncWakeUp = 1 // SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), unix.SECCOMP_IOCTL_NOTIF_SET_FLAGS, syncWakeUp)
+}
+
+// receive waits for no one: call it when there is something. ENOENT means that the caller was killed in the meantime.
 func (l listener) receive() (*notification, error) {
 	// The kernel refuses memory that is not zero, and a newer one may write more than we know.
 	var room struct {
 		n    notification
 		more [256]byte
 	}
-	if err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&room)); err != nil {
+	if _, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&room)); err != nil {
 		return nil, err
 	}
 	return &room.n, nil
@@ -61,31 +76,45 @@ func (l listener) receive() (*notification, error) {
 
 // valid tells whether the caller still waits: only then was what we read from its memory its own.
 func (l listener) valid(n *notification) bool {
-	return l.ioctl(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil
+	_, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID))
+	return err == nil
 }
 
-// answer returns 0 or an error number from the call. There is no way here to answer "continue": the kernel would read
-// arguments again that another thread of the program can change.
-func (l listener) answer(n *notification, errno unix.Errno) error {
-	a := notificationAnswer{ID: n.ID, Error: -int32(errno)}
-	if err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&a)); err != nil && !errors.Is(err, unix.ENOENT) {
+// answer returns value, or an error number if there is one, from the call. There is no way here to answer "continue":
+// the kernel would read arguments again that another thread of the program can change.
+func (l listener) answer(n *notification, value int, errno unix.Errno) error {
+	a := notificationAnswer{ID: n.ID, Value: int64(value), Error: -int32(errno)}
+	if errno != 0 {
+		a.Value = 0 // the kernel refuses both
+	}
+	if _, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&a)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
 	return nil
 }
 
-// replace puts our descriptor from over the caller's descriptor to. Without ADDFD_FLAG_SEND: interrupted by a signal at
-// the wrong moment, that would answer the call with 0 and no descriptor.
-func (l listener) replace(n *notification, from, to int, closeOnExec bool) error {
-	a := addFD{ID: n.ID, Flags: unix.SECCOMP_ADDFD_FLAG_SETFD, From: uint32(from), To: uint32(to)}
-	if closeOnExec {
-		a.Bits = unix.O_CLOEXEC
-	}
+// give puts our descriptor from into the caller's table and returns its number there.
+func (l listener) give(n *notification, from int, closeOnExec bool) (int, error) {
+	a := addFD{ID: n.ID, From: uint32(from), Bits: closeBit(closeOnExec)}
 	return l.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
 }
 
+// replace puts our descriptor from over the caller's descriptor to.
+func (l listener) replace(n *notification, from, to int, closeOnExec bool) error {
+	a := addFD{ID: n.ID, Flags: unix.SECCOMP_ADDFD_FLAG_SETFD, From: uint32(from), To: uint32(to), Bits: closeBit(closeOnExec)}
+	_, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
+	return err
+}
+
+func closeBit(closeOnExec bool) uint32 {
+	if closeOnExec {
+		return unix.O_CLOEXEC
+	}
+	return 0
+}
+
 // serve answers until nobody is left behind the filter, or wake becomes readable. The thread must be locked: its
-// signals are blocked, because the runtime's own (SIGURG, to preempt) would interrupt the requests.
+// signals are blocked, because the runtime's own (SIGURG, to preempt) would interrupt the requests for nothing.
 func (b *broker) serve(l listener, wake int) error {
 	var all unix.Sigset_t
 	for i := range all.Val {
@@ -95,26 +124,58 @@ func (b *broker) serve(l listener, wake int) error {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, nil); err != nil {
 		return err
 	}
-	for {
-		fds := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if fds[1].Revents != 0 || (fds[0].Revents != 0 && fds[0].Revents&unix.POLLIN == 0) {
-			return nil
-		}
-		if fds[0].Revents == 0 {
-			continue
-		}
-		n, err := l.receive()
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := l.answer(n, b.handle(l, n)); err != nil {
+	l.wakeTogether()
+	b.mu.Lock()
+	b.from, b.serving = l, true
+	b.mu.Unlock()
+	for _, fd := range []int{l.fd, wake} {
+		if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 			return err
 		}
 	}
+	var events [32]unix.EpollEvent
+	for {
+		n, err := unix.EpollWait(b.poll, events[:], -1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		for _, e := range events[:max(n, 0)] {
+			switch int(e.Fd) {
+			case wake:
+				return nil
+			case l.fd:
+				if e.Events&unix.EPOLLIN == 0 {
+					return nil // nobody is left
+				}
+				if err := b.next(l); err != nil {
+					return err
+				}
+			default:
+				b.settled(int(e.Fd), e.Events)
+			}
+		}
+	}
+}
+
+// next answers one call, or begins to.
+func (b *broker) next(l listener) error {
+	n, err := l.receive()
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if value, errno, now := b.handle(l, n); now {
+		return l.answer(n, value, errno)
+	}
+	return nil
+}
+
+// hangUp closes the listener, which answers whoever waits. What is being decided elsewhere is answered to nobody.
+func (b *broker) hangUp(fd int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.serving = false
+	unix.Close(fd)
 }

@@ -176,12 +176,12 @@ func withhold(r rule, denied []string) ([]rule, error) {
 	return rules, nil
 }
 
-// realTargets resolves paths that need not exist yet, as far as they do.
-func realTargets(paths []string) ([]string, error) {
+// realTargets resolves paths that need not exist yet, as far as they do. key is for errors.
+func realTargets(key string, paths []string) ([]string, error) {
 	var list []string
 	for _, path := range paths {
 		if !filepath.IsAbs(path) {
-			return nil, fmt.Errorf("deny %q: the path is not absolute", path)
+			return nil, fmt.Errorf("%s %q: the path is not absolute", key, path)
 		}
 		path = filepath.Clean(path)
 		rest := ""
@@ -192,7 +192,7 @@ func realTargets(paths []string) ([]string, error) {
 				break
 			}
 			if !errors.Is(err, fs.ErrNotExist) || path == "/" {
-				return nil, fmt.Errorf("deny: %w", err)
+				return nil, fmt.Errorf("%s: %w", key, err)
 			}
 			rest = filepath.Join(filepath.Base(path), rest)
 			path = filepath.Dir(path)

@@ -29,12 +29,17 @@ const (
 	protSupervisor  = "supervisor-memory"
 	protNoInet      = "no-inet-sockets"
 	protBroker      = "connection-broker"
+	protConnect     = "connect-ports"
+	protUnixSockets = "unix-sockets"
+	protUDP         = "udp"
+
+	levelOpen = "open"
 )
 
 // protectionNames is the fixed list, in the order in which it is reported.
 func protectionNames() []string {
 	return []string{protUser, protGroups, protCaps, protNoNewPrivs, protLimits, protDescriptors, protEnvironment, protFiles,
-		protExecWritten, protBindPorts, protLoopback, protAbstract, protSignals, protSystemCalls, protSupervisor, protNoInet, protBroker}
+		protExecWritten, protBindPorts, protLoopback, protAbstract, protSignals, protSystemCalls, protSupervisor, protBroker, protConnect, protNoInet, protUnixSockets, protUDP}
 }
 
 // kernel is what could be learnt about this kernel without changing anything.
@@ -86,6 +91,10 @@ func (r *resolved) plan(k kernel) Plan {
 	if notify == "" && filter == "" {
 		bind = "" // the supervisor binds, and decides by port
 	}
+	abstract := ""
+	if r.unixSocketsGap(kernel{notify: k.notify}) != "" {
+		abstract = landlock(6, "6.12")
+	}
 	ports := "no TCP port"
 	if len(r.ports) > 0 {
 		ports = "TCP ports " + strings.Trim(fmt.Sprint(r.ports), "[]") + " only"
@@ -107,27 +116,84 @@ func (r *resolved) plan(k kernel) Plan {
 		{Name: protExecWritten, Asked: "what can be written cannot be executed", Detail: cmp.Or(landlock(1, "5.13"), filter)},
 		{Name: protBindPorts, Asked: ports, Detail: bind},
 		{Name: protLoopback, Asked: "TCP listeners on loopback only", Detail: notify},
-		{Name: protAbstract, Asked: "no abstract socket of a process outside", Detail: landlock(6, "6.12")},
+		{Name: protAbstract, Asked: "no abstract socket of a process outside", Detail: abstract},
 		{Name: protSignals, Asked: "no signal to a process outside", Detail: cmp.Or(landlock(6, "6.12"), filter)},
 		{Name: protSystemCalls, Asked: "the filter's table", Detail: filter},
 		{Name: protSupervisor, Asked: "not readable, not traceable"},
+		{Name: protBroker, Detail: "only with network: broker"},
+		{Name: protConnect, Detail: "only with network: ports"},
 		{Name: protNoInet, Detail: "only with network: none"},
-		{Name: protBroker, Detail: "outgoing connections and UDP are not limited with network: " + r.network},
+		{Name: protUnixSockets, Asked: "no unix socket but those of the profile", Detail: cmp.Or(filter, r.unixSocketsGap(k))},
+		{Name: protUDP, Asked: "no UDP", Detail: filter},
 	}}
 	switch r.network {
 	case networkNone:
 		p.set(protNoInet, func(q *Protection) { q.Asked, q.Detail = "no INET socket at all", filter })
+	case networkPorts:
+		p.set(protConnect, func(q *Protection) { q.Asked, q.Detail = r.connectAsked(), cmp.Or(landlock(4, "6.7"), filter) })
 	case networkBroker:
 		p.set(protBroker, func(q *Protection) {
-			q.Asked = "each outgoing connection decided by address"
-			q.Detail = "this version of sallyport has no connection broker: connections are not limited"
+			q.Asked, q.Detail = "each outgoing connection decided by address", cmp.Or(filter, notify)
+		})
+		if cmp.Or(filter, notify) != "" {
+			p.withoutBroker(cmp.Or(landlock(4, "6.7"), filter))
+		}
+	}
+	if r.udp {
+		p.set(protUDP, func(q *Protection) {
+			q.Asked, q.Detail = "UDP to the name server of sallyport only", cmp.Or(filter, notify)
 		})
 	}
 	for i, q := range p.Protections {
 		p.Protections[i].InForce = q.Asked != "" && q.Detail == ""
 		p.Protections[i].How = "asked the kernel"
 	}
+	p.Asked = r.network
+	p.judge()
 	return p
+}
+
+// connectAsked says what network "ports" lets through.
+func (r *resolved) connectAsked() string {
+	if len(r.connect) == 0 {
+		return "no TCP connection"
+	}
+	return fmt.Sprintf("TCP connections to port %d only, at whatever address", r.connect[0])
+}
+
+// unixSocketsGap says why connections to unix sockets cannot be limited, or "". Where nobody is asked about connect(2)
+// the program has no unix socket at all, unless it must listen on one.
+func (r *resolved) unixSocketsGap(k kernel) string {
+	if k.landlock >= 9 || (k.notify && r.network != networkPorts) || !r.unix {
+		return ""
+	}
+	return "the program listens on a unix socket, and so can connect to any: before Landlock ABI 9 only network: broker limits that"
+}
+
+// withoutBroker asks for the next best: what network "ports" enforces, with no port.
+func (p Plan) withoutBroker(why string) {
+	p.set(protConnect, func(q *Protection) {
+		q.Asked, q.Detail = "in place of the broker: no TCP connection", why
+		q.InForce = why == ""
+	})
+}
+
+// judge says which network level holds.
+func (p *Plan) judge() {
+	holds := map[string]bool{}
+	for _, q := range p.Protections {
+		holds[q.Name] = q.InForce
+	}
+	switch {
+	case holds[protNoInet]:
+		p.Level = networkNone
+	case holds[protBroker]:
+		p.Level = networkBroker
+	case holds[protConnect]:
+		p.Level = networkPorts
+	default:
+		p.Level = levelOpen
+	}
 }
 
 func (p Plan) set(name string, change func(*Protection)) {

@@ -16,6 +16,9 @@ const (
 	networkBroker = "broker"
 	networkNone   = "none"
 
+	udpNone = "none"
+	udpDNS  = "dns"
+
 	// nobody is the uid and gid that distroless images call nonroot.
 	nobody = 65532
 
@@ -36,7 +39,11 @@ type resolved struct {
 	dir      string
 	rules    []rule
 	denied   []string
-	ports    []uint16
+	ports    []uint16 // to listen on
+	connect  []uint16 // with network "ports": to connect to
+	unix     bool     // listens on a unix socket
+	sockets  []string // unix sockets to connect to, by their real paths
+	udp      bool
 	network  string
 	limits   Limits
 	accept   []string
@@ -100,7 +107,10 @@ func (r *resolved) resolvePaths(p Profile, cmd Command) error {
 		}
 		wanted = append(wanted, app...)
 	}
-	if r.denied, err = realTargets(p.Deny); err != nil {
+	if r.denied, err = realTargets("deny", p.Deny); err != nil {
+		return err
+	}
+	if r.sockets, err = realTargets("sockets", p.Sockets); err != nil {
 		return err
 	}
 	if r.rules, err = makeRules(wanted, r.denied); err != nil {
@@ -149,12 +159,25 @@ func (r *resolved) resolveNetwork(p Profile) error {
 	var errs []error
 	switch r.network = p.Network; r.network {
 	case "":
-		r.network = networkPorts
+		r.network = networkBroker
 	case networkPorts, networkBroker, networkNone:
 	default:
 		errs = append(errs, fmt.Errorf("unknown network %q; there are %q, %q and %q", p.Network, networkPorts, networkBroker, networkNone))
 	}
+	switch p.UDP {
+	case "", udpNone:
+	case udpDNS:
+		if r.udp = true; r.network != networkBroker {
+			errs = append(errs, fmt.Errorf("udp %q with network %q: there is a name server for the program only with network %q", udpDNS, r.network, networkBroker))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("unknown udp %q; there are %q and %q", p.UDP, udpNone, udpDNS))
+	}
+	if p.Proxy != 0 && r.network == networkPorts {
+		r.connect = []uint16{p.Proxy}
+	}
 	for _, l := range p.Listen {
+		r.unix = r.unix || l.Unix != ""
 		switch {
 		case (l.Port != 0) == (l.Unix != ""):
 			errs = append(errs, errors.New("listen: a place is either a TCP port or a unix socket's path"))

@@ -50,7 +50,8 @@ type Profile struct {
 	Write      []string // may read and write; what can be written cannot be executed
 	Execute    []string // may read and execute
 	Deny       []string // must stay closed although they lie in a folder of Read: the supervisor's keys, log and configuration
-	Network    string   // "ports" when empty; "broker" and "none" as the configuration documents
+	Network    string   // "broker" when empty; "ports" and "none" as the configuration documents
+	Proxy      uint16   // with network "ports": the one TCP port that may be connected to, at whatever address; 0 is none
 	Listen     []Listen // where the program may listen
 	Sockets    []string // unix sockets, by their paths, that the program may connect to
 	UDP        string   // "none" when empty; "dns" gives sockets that reach the name server of Command.Connect and nobody else
@@ -94,6 +95,9 @@ type Command struct {
 	// call its second argument once, now or later; until then the program's thread waits. It is called from one thread:
 	// what takes long belongs into a goroutine. nil refuses everything.
 	Connect func(Attempt, func(Way))
+	// Resolve answers a DNS message that a program's UDP socket (Profile.UDP "dns") was to send; nil is no answer. It may
+	// take its time.
+	Resolve func(query []byte) []byte
 }
 
 // Attempt is one outgoing connection that the program asked for.
@@ -102,6 +106,7 @@ type Attempt struct {
 	Network string         // "tcp", "unix", or "udp", of which only port 53 is ever asked
 	To      netip.AddrPort // tcp and udp: unmapped; 0.0.0.0 and :: are loopback already
 	Path    string         // unix: the real path
+	Given   bool           // unix: Profile.Sockets names it; another is refused whatever the way
 }
 
 // Way is the answer to an Attempt. The zero value refuses with EACCES.
@@ -128,10 +133,14 @@ type Protection struct {
 func (p Protection) gap() bool { return p.Asked != "" && !p.InForce }
 
 // Plan is the profile against this kernel.
-type Plan struct{ Protections []Protection }
+type Plan struct {
+	Asked       string // the network level that the profile asks for
+	Level       string // and the one that holds: "broker", "ports", "none", or "open" where outgoing connections are not limited
+	Protections []Protection
+}
 
 // Enforced is what holds around a started program.
-type Enforced struct{ Protections []Protection }
+type Enforced Plan
 
 // GapError names the protections that were asked for and cannot be had here.
 type GapError struct{ Gaps []Protection }

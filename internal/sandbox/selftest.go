@@ -22,7 +22,8 @@ func selfTest(s *spec) []Protection {
 		protLimits: tryLimits, protDescriptors: tryDescriptors, protEnvironment: tryEnvironment, protFiles: tryFiles,
 		protExecWritten: tryExecuteWritten, protBindPorts: tryBindPorts, protLoopback: tryLoopback,
 		protAbstract: tryAbstract, protSignals: trySignals, protSystemCalls: trySystemCalls,
-		protSupervisor: trySupervisor, protNoInet: tryNoInet, protBroker: tryBroker,
+		protSupervisor: trySupervisor, protNoInet: tryNoInet, protBroker: tryBroker, protConnect: tryConnect,
+		protUnixSockets: tryUnixSockets, protUDP: tryUDP,
 	}
 	found := slices.Clone(s.Plan)
 	for i := range found {
@@ -278,12 +279,7 @@ func onLoopback(sa unix.Sockaddr) bool {
 }
 
 func tryAbstract(s *spec) (a attempt) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		defer unix.Close(fd)
-		err = unix.Connect(fd, &unix.SockaddrUnix{Name: s.Abstract})
-	}
-	a.refused("connect to an abstract socket of the supervisor's", err, unix.EPERM)
+	a.refused("connect to an abstract socket of the supervisor's", connectTo(unix.AF_UNIX, 0, &unix.SockaddrUnix{Name: s.Trials.Abstract}), unix.EPERM, unix.EACCES)
 	return a
 }
 
@@ -297,7 +293,7 @@ func trySystemCalls(s *spec) (a attempt) {
 		a.through = append(a.through, "there is no filter")
 		return a
 	}
-	rows := table(s.Network, s.Notify, s.Groups)
+	rows := table(s.shape())
 	for _, r := range rows {
 		want, ok := r.answer.errno()
 		if !ok {
@@ -373,10 +369,5 @@ func tryNoInet(*spec) (a attempt) {
 			a.refused("socket("+f.name+")", err)
 		}
 	}
-	return a
-}
-
-func tryBroker(*spec) (a attempt) {
-	a.how = append(a.how, "not tried")
 	return a
 }

@@ -150,7 +150,7 @@ func (p *Process) close() {
 	})
 }
 
-// supervise is the thread that starts the child and answers its binds. One thread for both: the child is killed when
+// supervise is the thread that starts the child and answers for its sockets. One thread for both: the child is killed when
 // the thread that started it ends (PR_SET_PDEATHSIG), so this one must last as long as the child.
 func (p *Process) supervise(start func() (int, error), started chan<- error) {
 	runtime.LockOSThread() // never unlocked: the thread ends with this function, its blocked signals with it
@@ -163,12 +163,11 @@ func (p *Process) supervise(start func() (int, error), started chan<- error) {
 	}
 	select {
 	case fd := <-p.listeners:
-		l := listener{fd}
-		if err := p.broker.serve(l, p.wake[0]); err != nil {
-			p.broker.log.Error("serve the program's bind and listen: from now on they are refused", "error", err)
+		if err := p.broker.serve(listener{fd}, p.wake[0]); err != nil {
+			p.broker.log.Error("serve the program's sockets: from now on they are refused", "error", err)
 		}
 		// Whoever still waits, and whoever comes, gets ENOSYS: closed.
-		unix.Close(fd)
+		p.broker.hangUp(fd)
 	case <-p.ended:
 	}
 	<-p.ended

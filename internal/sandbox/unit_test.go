@@ -3,7 +3,6 @@ package sandbox
 import (
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -53,28 +52,82 @@ func machine(t testing.TB, rows []row) *bpf.VM {
 	return vm
 }
 
+// shapes are all that the table depends on, in every combination.
+func shapes() (list []shape) {
+	for _, level := range []string{networkBroker, networkPorts, networkNone} {
+		for _, c := range []custody{custodyMake, custodyFetch, custodyBind} {
+			for bits := range 8 {
+				list = append(list, shape{level: level, custody: c, notify: bits&1 != 0, udp: bits&2 != 0, unix: bits&4 != 0, groups: []uint32{7}})
+			}
+		}
+	}
+	return list
+}
+
 func TestFilterRows(t *testing.T) {
-	for _, network := range []string{networkPorts, networkNone} {
-		for _, notify := range []bool{true, false} {
-			rows := table(network, notify, []uint32{7})
-			vm := machine(t, rows)
-			for _, r := range rows {
-				if r.why == "" {
-					t.Errorf("%s: no reason given", r.name)
+	for _, s := range shapes() {
+		rows := table(s)
+		vm := machine(t, rows)
+		for _, r := range rows {
+			if r.why == "" {
+				t.Errorf("%s: no reason given", r.name)
+			}
+			args := r.example()
+			if got := ask(t, vm, auditArch, r.nr, args); got != r.answer {
+				t.Errorf("%s%x (%+v): %#x, want %#x", r.name, args, s, got, r.answer)
+			}
+			// The kernel looks at the low half only, so rubbish above must change nothing.
+			for i := range args {
+				args[i] |= 0xdeadbeef << 32
+			}
+			if got := ask(t, vm, auditArch, r.nr, args); got != r.answer {
+				t.Errorf("%s%x with high bits: %#x, want %#x", r.name, args, got, r.answer)
+			}
+			if got := ask(t, vm, auditArch^1, r.nr, args); got != answerKill {
+				t.Errorf("%s by a foreign architecture: %#x, want the program killed", r.name, got)
+			}
+		}
+	}
+}
+
+// Whatever the shape, no way past the supervisor may be left: where a socket can be had without it, nothing can be
+// connected without it either, or the kernel's own rules stand in the way.
+func TestFilterLeavesNoWayAround(t *testing.T) {
+	for _, s := range shapes() {
+		vm := machine(t, table(s))
+		is := func(nr uint32, args ...uint64) answer {
+			var a [6]uint64
+			copy(a[:], args)
+			return ask(t, vm, auditArch, nr, a)
+		}
+		for _, family := range []uint64{unix.AF_INET, unix.AF_INET6, unix.AF_UNIX} {
+			if got := is(unix.SYS_SOCKET, family, unix.SOCK_DGRAM); got == answerAllow {
+				t.Errorf("%+v: a datagram socket of family %d", s, family)
+			}
+		}
+		for _, kind := range []uint64{unix.SOCK_DGRAM, unix.SOCK_RAW} {
+			if got := is(unix.SYS_SOCKETPAIR, unix.AF_UNIX, kind); got == answerAllow {
+				t.Errorf("%+v: a pair of type %d", s, kind)
+			}
+		}
+		if got, want := is(unix.SYS_CONNECT) == answerAsk, s.notify && s.level != networkPorts; got != want {
+			t.Errorf("%+v: connect is asked: %v", s, got)
+		}
+		if got := is(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM); got == answerAllow && !s.asksConnect() && !s.unix {
+			t.Errorf("%+v: a unix socket that nobody asks about", s)
+		}
+		if s.udp && s.notify {
+			for _, at := range []uint64{1, 1 << 32, 0x7fff00000000} {
+				if got := is(unix.SYS_SENDTO, 3, 0, 0, 0, at, 16); got != answerAsk {
+					t.Errorf("%+v: sendto with an address at %#x: %#x", s, at, got)
 				}
-				args := r.example()
-				if got := ask(t, vm, auditArch, r.nr, args); got != r.answer {
-					t.Errorf("%s%x (network %s): %#x, want %#x", r.name, args, network, got, r.answer)
-				}
-				// The kernel looks at the low half only, so rubbish above must change nothing.
-				for i := range args {
-					args[i] |= 0xdeadbeef << 32
-				}
-				if got := ask(t, vm, auditArch, r.nr, args); got != r.answer {
-					t.Errorf("%s%x with high bits: %#x, want %#x", r.name, args, got, r.answer)
-				}
-				if got := ask(t, vm, auditArch^1, r.nr, args); got != answerKill {
-					t.Errorf("%s by a foreign architecture: %#x, want the program killed", r.name, got)
+			}
+			if got := is(unix.SYS_SENDTO, 3, 0, 0, 0, 0, 0); got != answerAllow {
+				t.Errorf("%+v: send without an address: %#x", s, got)
+			}
+			for _, nr := range []uint32{unix.SYS_SENDMSG, unix.SYS_SENDMMSG} {
+				if got := is(nr, 3); got == answerAllow {
+					t.Errorf("%+v: call %d with UDP sockets", s, nr)
 				}
 			}
 		}
@@ -82,9 +135,11 @@ func TestFilterRows(t *testing.T) {
 }
 
 func TestFilterAnswers(t *testing.T) {
-	vm := machine(t, table(networkPorts, true, []uint32{7}))
-	none := machine(t, table(networkNone, false, []uint32{7}))
-	lone := machine(t, table(networkPorts, true, nil))
+	vm := machine(t, table(shape{level: networkPorts, notify: true, custody: custodyBind, groups: []uint32{7}}))
+	none := machine(t, table(shape{level: networkNone}))
+	lone := machine(t, table(shape{level: networkPorts, notify: true, custody: custodyBind}))
+	broker := machine(t, table(shape{level: networkBroker, notify: true}))
+	fetch := machine(t, table(shape{level: networkBroker, notify: true, custody: custodyFetch}))
 	for _, c := range []struct {
 		name string
 		vm   *bpf.VM
@@ -93,7 +148,14 @@ func TestFilterAnswers(t *testing.T) {
 		want answer
 	}{
 		{"TCP, nonblocking", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_INET6, unix.SOCK_STREAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC, 6}, answerAllow},
-		{"UDP", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_INET, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC, 0}, answerAllow},
+		{"TCP, brokered", broker, unix.SYS_SOCKET, [6]uint64{unix.AF_INET6, unix.SOCK_STREAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC, 6}, answerAsk},
+		{"TCP, fetched", fetch, unix.SYS_SOCKET, [6]uint64{unix.AF_INET6, unix.SOCK_STREAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC, 6}, answerAllow},
+		{"UDP", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_INET, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC, 0}, refuse(unix.EACCES)},
+		{"unix datagrams", broker, unix.SYS_SOCKET, [6]uint64{unix.AF_UNIX, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC, 0}, refuse(unix.EACCES)},
+		{"unix, brokered", broker, unix.SYS_SOCKET, [6]uint64{unix.AF_UNIX, unix.SOCK_SEQPACKET | unix.SOCK_CLOEXEC, 0}, answerAsk},
+		{"unix, ports", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_UNIX, unix.SOCK_STREAM, 0}, refuse(unix.EACCES)},
+		{"connect, brokered", broker, unix.SYS_CONNECT, [6]uint64{}, answerAsk},
+		{"connect, fetched", fetch, unix.SYS_CONNECT, [6]uint64{}, answerAsk},
 		{"TCP's number on a datagram socket", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_INET, unix.SOCK_DGRAM, 6}, refuse(unix.EPROTONOSUPPORT)},
 		{"ping socket", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_INET, unix.SOCK_DGRAM, 1}, refuse(unix.EPROTONOSUPPORT)},
 		{"UDP-Lite", vm, unix.SYS_SOCKET, [6]uint64{unix.AF_INET, unix.SOCK_DGRAM, 136}, refuse(unix.EPROTONOSUPPORT)},
@@ -126,7 +188,7 @@ func TestFilterAnswers(t *testing.T) {
 		{"bind", vm, unix.SYS_BIND, [6]uint64{}, answerAsk},
 		{"bind without a broker", none, unix.SYS_BIND, [6]uint64{}, answerAllow},
 		{"TCP, network none", none, unix.SYS_SOCKET, [6]uint64{unix.AF_INET, unix.SOCK_STREAM, 0}, refuse(unix.EACCES)},
-		{"unix, network none", none, unix.SYS_SOCKET, [6]uint64{unix.AF_UNIX, unix.SOCK_STREAM, 0}, answerAllow},
+		{"unix, network none", none, unix.SYS_SOCKET, [6]uint64{unix.AF_UNIX, unix.SOCK_STREAM, 0}, refuse(unix.EACCES)},
 	} {
 		if got := ask(t, c.vm, auditArch, c.nr, c.args); got != c.want {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
@@ -145,17 +207,17 @@ func FuzzFilterSocket(f *testing.F) {
 	f.Add(uint64(unix.AF_INET), uint64(unix.SOCK_STREAM), uint64(262))
 	f.Add(uint64(unix.AF_NETLINK), uint64(unix.SOCK_RAW), uint64(15))
 	f.Add(uint64(1<<32|unix.AF_VSOCK), uint64(1), uint64(0))
-	vm := machine(f, table(networkPorts, true, []uint32{7}))
+	vm := machine(f, table(shape{level: networkBroker, notify: true, custody: custodyFetch}))
 	f.Fuzz(func(t *testing.T, family, kind, protocol uint64) {
 		k, p := uint32(kind)&0xf, uint32(protocol)
 		allowed := false
 		switch uint32(family) {
 		case unix.AF_UNIX:
-			allowed = true
+			allowed = k == unix.SOCK_STREAM || k == unix.SOCK_SEQPACKET
 		case unix.AF_NETLINK:
 			allowed = p == unix.NETLINK_ROUTE
 		case unix.AF_INET, unix.AF_INET6:
-			allowed = k == unix.SOCK_STREAM && (p == 0 || p == 6) || k == unix.SOCK_DGRAM && (p == 0 || p == 17)
+			allowed = k == unix.SOCK_STREAM && (p == 0 || p == 6)
 		}
 		got := ask(t, vm, auditArch, unix.SYS_SOCKET, [6]uint64{family, kind, protocol})
 		if (got == answerAllow) != allowed {
@@ -176,7 +238,7 @@ func TestJudge(t *testing.T) {
 		tcp    bool
 		asked  string
 		to     string // empty is refused
-		only6  bool
+		only6  bool   // the program wants IPv6 alone
 		listen bool
 		told   bool
 	}{
@@ -185,7 +247,8 @@ func TestJudge(t *testing.T) {
 		{true, "0.0.0.0:3000", "127.0.0.1:3000", false, true, true},
 		{true, "[::]:3000", "[::ffff:127.0.0.1]:3000", false, true, true},
 		{true, "[::ffff:0.0.0.0]:3000", "[::ffff:127.0.0.1]:3000", false, true, true},
-		{true, "[::1]:3000", "[::1]:3000", true, true, false},
+		{true, "[::1]:3000", "[::1]:3000", false, true, false},
+		{true, "[::]:3000", "[::1]:3000", true, true, true},
 		{true, "[::ffff:127.0.0.1]:3000", "[::ffff:127.0.0.1]:3000", false, true, false},
 		{true, "0.0.0.0:3001", "", false, false, true},
 		{true, "127.0.0.1:3001", "", false, false, true},
@@ -198,19 +261,19 @@ func TestJudge(t *testing.T) {
 		{true, "0.0.0.0:0", "0.0.0.0:0", false, false, false},
 		{true, "10.1.2.3:0", "10.1.2.3:0", false, false, false},
 		{false, "127.0.0.1:53", "127.0.0.1:53", false, false, false},
-		{false, "[::1]:53", "[::1]:53", true, false, false},
+		{false, "[::1]:53", "[::1]:53", false, false, false},
 		{false, "0.0.0.0:0", "0.0.0.0:0", false, false, false},
 		{false, "[::]:0", "[::]:0", false, false, false},
 		{false, "0.0.0.0:3000", "", false, false, true},
 		{false, "10.1.2.3:0", "", false, false, true},
 	} {
-		b := newBroker([]uint16{3000}, nil, slog.New(slog.DiscardHandler))
-		v := b.judge(c.tcp, netip.MustParseAddrPort(c.asked))
+		b := &broker{ports: []uint16{3000}}
+		v := b.judge(c.tcp, c.only6, netip.MustParseAddrPort(c.asked))
 		got := ""
 		if v.errno == 0 {
 			got = v.to.String()
 		}
-		if got != c.to || v.only6 != c.only6 || v.listen != c.listen || (v.why != "") != c.told {
+		if got != c.to || v.listen != c.listen || (v.why != "") != c.told {
 			t.Errorf("tcp %v %s: %q %+v", c.tcp, c.asked, got, v)
 		}
 	}
@@ -226,7 +289,7 @@ func FuzzJudge(f *testing.F) {
 		if len(address) < 2 || len(address) > 128 {
 			return // readAddress refuses
 		}
-		b := newBroker([]uint16{3000}, nil, slog.New(slog.DiscardHandler))
+		b := &broker{ports: []uint16{3000}, led: map[uint16]bool{}}
 		for _, led := range []bool{false, true} {
 			b.led[3000] = led
 			for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -234,7 +297,7 @@ func FuzzJudge(f *testing.F) {
 				if errno != 0 {
 					continue
 				}
-				v := b.judge(tcp, asked)
+				v := b.judge(tcp, len(address)%2 == 0, asked)
 				if v.errno != 0 {
 					continue
 				}

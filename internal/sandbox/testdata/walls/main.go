@@ -4,6 +4,7 @@
 //	walls supervise JSON    Drop, Launch and Wait, as sallyport run does; "enforced: JSON" goes to standard error
 //	walls try JSON          Try, and the plan on standard output
 //	walls listened JSON     supervise, but with a seccomp listener already installed
+//	walls contained JSON    supervise, but where pidfd_getfd is refused, as by a container's own filter
 //	walls probe DO...       one line "DO: ok" or "DO: what was refused" for each, see probes
 package main
 
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -31,6 +33,10 @@ type Job struct {
 	Args    []string
 	Pipes   bool // give the program pipes in place of our own output
 	Timeout time.Duration
+	// Ways is what the hook answers: "tcp 192.0.2.7:80" or "tcp *" to "direct" or to the address that it is led to, "unix
+	// /path" to "allow", "udp *" to an address; a "later " before it answers from another goroutine. All else is refused.
+	// "resolve" is what a DNS question by a datagram is answered with.
+	Ways map[string]string
 }
 
 func main() {
@@ -51,6 +57,8 @@ func main() {
 		if err := c.Run(); err != nil {
 			panic(err)
 		}
+	case "contained":
+		contained(append([]string{os.Args[0], "supervise"}, os.Args[2:]...))
 	case "listened":
 		listened(append([]string{os.Args[0], "supervise"}, os.Args[2:]...))
 	case "probe":
@@ -88,7 +96,10 @@ func supervise(j Job) int {
 		defer cancel()
 	}
 	cmd := sandbox.Command{Path: j.Path, Args: j.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Connect: j.way}
+	if answer, ok := j.Ways["resolve"]; ok {
+		cmd.Resolve = func([]byte) []byte { return []byte(answer) }
+	}
 	if j.Pipes {
 		cmd.Stdout, cmd.Stderr = writer{os.Stdout}, writer{os.Stderr}
 	}
@@ -134,6 +145,38 @@ func supervise(j Job) int {
 		return 76
 	}
 	return code
+}
+
+// way is the hook.
+func (j Job) way(a sandbox.Attempt, done func(sandbox.Way)) {
+	what := a.Network + " " + a.To.String()
+	if a.Network == "unix" {
+		what = "unix " + a.Path
+	}
+	text, ok := j.Ways[what]
+	if !ok {
+		text = j.Ways[a.Network+" *"]
+	}
+	text, later := strings.CutPrefix(text, "later ")
+	w := sandbox.Way{
+		Begun: func(from netip.AddrPort) { fmt.Fprintln(os.Stderr, "begun:", what, from.Addr()) },
+		Ended: func(err error) { fmt.Fprintln(os.Stderr, "ended:", what, err) },
+	}
+	switch {
+	case text == "direct":
+		w.Via = a.To
+	case text == "allow":
+		w.Allow = true
+	case text == "busy":
+		w.Errno = syscall.ECONNREFUSED
+	case text != "":
+		w.Via = netip.MustParseAddrPort(text)
+	}
+	if later {
+		time.AfterFunc(20*time.Millisecond, func() { done(w) })
+		return
+	}
+	done(w)
 }
 
 type writer struct{ f *os.File }

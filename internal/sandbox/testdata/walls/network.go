@@ -141,7 +141,7 @@ func rebind(address string) error {
 	if err := unix.Bind(fd, sa); err != unix.EINVAL {
 		return fmt.Errorf("second bind: %v", err)
 	}
-	for range 300 {
+	for range 1500 {
 		more, err := socket(family, unix.SOCK_STREAM, 0)
 		if err != nil {
 			return err

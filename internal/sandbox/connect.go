@@ -1,0 +1,356 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// dnsPort is the one port that a program's UDP sockets speak to.
+const dnsPort = 53
+
+// connect performs connect(2), on our copy of the socket and of the address, to where the hook says. now is false when
+// the answer comes later.
+func (b *broker) connect(n *notification) (errno unix.Errno, now bool) {
+	o, errno := b.take(n)
+	if errno == errListening {
+		errno = unix.EISCONN
+	}
+	if errno != 0 {
+		return errno, true
+	}
+	address, errno := b.readAddress(n, n.Data.Args[1], uint32(n.Data.Args[2]))
+	if errno == 0 {
+		switch o.domain {
+		case unix.AF_INET, unix.AF_INET6:
+			errno, now = b.connectInet(n, o, address)
+		case unix.AF_UNIX:
+			errno, now = b.connectUnix(n, o, address)
+		case unix.AF_NETLINK:
+			errno, now = rawConnect(o.fd, address), true
+		default:
+			errno = unix.EACCES
+		}
+	}
+	if errno != 0 || now {
+		b.put(o)
+		return errno, true
+	}
+	return 0, false
+}
+
+func (b *broker) connectInet(n *notification, o *twin, address []byte) (errno unix.Errno, now bool) {
+	if binary.NativeEndian.Uint16(address) == unix.AF_UNSPEC {
+		return rawConnect(o.fd, address[:2:2]), true // dissolves an association, and reaches nobody
+	}
+	asked, errno := parseInet(o.domain, address)
+	if errno != 0 {
+		return errno, true
+	}
+	to := destination(asked)
+	network := "tcp"
+	if o.kind == unix.SOCK_DGRAM {
+		if network = "udp"; to.Port() != dnsPort {
+			return unix.EACCES, true
+		}
+	}
+	b.ask(Attempt{Process: int(n.TID), Network: network, To: to}, func(w Way) { b.lead(n, o, to, w) })
+	return 0, false
+}
+
+// destination is the address that the kernel would connect to: an IPv4 address in IPv6's clothes is one, and "this
+// host" is loopback.
+func destination(asked netip.AddrPort) netip.AddrPort {
+	a := asked.Addr().Unmap().WithZone("")
+	switch {
+	case a == netip.IPv4Unspecified():
+		a = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	case a.IsUnspecified():
+		a = netip.IPv6Loopback()
+	}
+	return netip.AddrPortFrom(a, asked.Port())
+}
+
+// ask puts an attempt to the hook, or to the self-test's.
+func (b *broker) ask(a Attempt, done func(Way)) {
+	b.mu.Lock()
+	hook := b.hook
+	if b.quiet {
+		hook = b.trial
+	}
+	b.mu.Unlock()
+	if hook == nil {
+		done(Way{})
+		return
+	}
+	hook(a, done)
+}
+
+// lead connects the program's socket to where the way leads, and answers.
+func (b *broker) lead(n *notification, o *twin, to netip.AddrPort, w Way) {
+	if !w.Via.IsValid() {
+		if w.Errno == 0 {
+			w.Errno = unix.EACCES
+		}
+		b.put(o)
+		b.tell(n, w.Errno)
+		return
+	}
+	sa, errno := b.sockaddr(o, w.Via)
+	if errno != 0 {
+		b.finish(n, o, w, errno)
+		return
+	}
+	b.perform(n, o, w, func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
+}
+
+// perform connects at once if the socket does not block, else in a thread that may wait.
+func (b *broker) perform(n *notification, o *twin, w Way, connect func() unix.Errno) {
+	flags, err := unix.FcntlInt(uintptr(o.fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_NONBLOCK != 0 {
+		b.finish(n, o, w, connect())
+		return
+	}
+	b.mu.Lock()
+	full := b.blocked >= maxBlocked
+	if !full {
+		b.blocked++
+	}
+	b.mu.Unlock()
+	if full {
+		b.finish(n, o, w, unix.EAGAIN)
+		return
+	}
+	go func() {
+		errno := connect()
+		for errno == unix.EINTR { // a signal of our runtime's; connecting goes on, and so does waiting for it
+			errno = connect()
+		}
+		b.mu.Lock()
+		b.blocked--
+		b.mu.Unlock()
+		b.finish(n, o, w, errno)
+	}()
+}
+
+// finish is what follows connect(2): the copy is given up, or kept until it is known how connecting ends.
+func (b *broker) finish(n *notification, o *twin, w Way, errno unix.Errno) {
+	if (errno == 0 || errno == unix.EINPROGRESS) && w.Begun != nil {
+		if from, err := localAddress(o.fd); err == nil {
+			w.Begun(from)
+		}
+	}
+	switch { // a UDP socket may be connected again, and is kept
+	case errno == 0 && o.kind != unix.SOCK_DGRAM:
+		b.retire(o, pastConnected)
+	case errno == unix.EINPROGRESS && b.watch(o, w.Ended):
+		w.Ended = nil
+	}
+	if w.Ended != nil {
+		w.Ended(failed(errno))
+	}
+	b.put(o)
+	b.tell(n, errno)
+}
+
+// tell answers from wherever it is called.
+func (b *broker) tell(n *notification, errno unix.Errno) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.serving {
+		return // the kernel has answered
+	}
+	if err := b.from.answer(n, 0, errno); err != nil {
+		b.log.Error("answer the program's connect: it waits until it is killed", "error", err)
+	}
+}
+
+// watch keeps a copy until the socket is connected or has failed. False: it is not kept.
+func (b *broker) watch(o *twin, ended func(error)) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || b.waiting[o.fd] != nil {
+		return false // another thread began the same; its end is ours
+	}
+	if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(o.fd)}); err != nil {
+		return false
+	}
+	o.refs++
+	o.ended = ended
+	b.waiting[o.fd] = o
+	return true
+}
+
+// unwatch is called before a copy closes: the kernel remembers what it polls as long as the program has the socket. mu
+// is held.
+func (b *broker) unwatch(o *twin) {
+	_ = unix.EpollCtl(b.poll, unix.EPOLL_CTL_DEL, o.fd, nil) // it fails only if there is nothing to forget
+	delete(b.waiting, o.fd)
+}
+
+// settled learns how connecting ended. The socket's error is the program's to read, and is left alone.
+func (b *broker) settled(fd int, events uint32) {
+	b.mu.Lock()
+	o := b.waiting[fd]
+	if o == nil {
+		b.mu.Unlock()
+		return
+	}
+	b.unwatch(o)
+	ended := o.ended
+	o.ended = nil
+	b.mu.Unlock()
+	var err error
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		err = errors.New("not connected")
+	} else {
+		b.retire(o, pastConnected)
+	}
+	go b.put(o) // not on this thread, which others wait for
+	if ended != nil {
+		ended(err)
+	}
+}
+
+// sockaddr writes an address for a socket of o's family.
+func (b *broker) sockaddr(o *twin, to netip.AddrPort) (unix.Sockaddr, unix.Errno) {
+	a := to.Addr()
+	if o.domain == unix.AF_INET {
+		if !a.Is4() {
+			return nil, unix.ENETUNREACH
+		}
+		return &unix.SockaddrInet4{Port: int(to.Port()), Addr: a.As4()}, 0
+	}
+	if a.Is4() {
+		// A socket for IPv6 alone is led to us all the same: its peer is not whom it asked for anyway.
+		if only, err := unix.GetsockoptInt(o.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY); err == nil && only != 0 {
+			if unix.SetsockoptInt(o.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0) != nil {
+				return nil, unix.ENETUNREACH // it is bound
+			}
+		}
+	}
+	return &unix.SockaddrInet6{Port: int(to.Port()), Addr: a.As16()}, 0
+}
+
+// rawConnect hands the kernel our copy of an address as it is.
+func rawConnect(fd int, address []byte) unix.Errno {
+	room := make([]byte, max(len(address), 16)) // the kernel looks at the family's whole structure
+	copy(room, address)
+	for {
+		errno := connectBytes(fd, room)
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// connectUnix connects to a socket that has a path: it is opened first, the path that it then really has is judged, and
+// what was opened is connected to. Nobody can make it mean another socket in between.
+func (b *broker) connectUnix(n *notification, o *twin, address []byte) (errno unix.Errno, now bool) {
+	switch binary.NativeEndian.Uint16(address) {
+	case unix.AF_UNSPEC:
+		return rawConnect(o.fd, address[:2:2]), true
+	case unix.AF_UNIX:
+	default:
+		return unix.EINVAL, true
+	}
+	path, _, _ := strings.Cut(string(address[2:]), "\x00")
+	if path == "" {
+		b.say("abstract connect", "the service tried to connect to an abstract unix socket: refused", "hint", "let it use a socket with a path, named in sandbox.sockets")
+		return unix.EACCES, true
+	}
+	fd, err := unix.Open(asSeenBy(n.TID, path), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errnoOf(err), true
+	}
+	real, id, errno := socketFile(fd)
+	if errno != 0 {
+		unix.Close(fd)
+		return errno, true
+	}
+	connect := func(w Way) {
+		if !w.Allow {
+			unix.Close(fd)
+			b.lead(n, o, netip.AddrPort{}, Way{Errno: w.Errno})
+			return
+		}
+		sa := &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d", fd)}
+		ended := w.Ended
+		w.Begun, w.Ended = nil, func(err error) {
+			unix.Close(fd)
+			if ended != nil {
+				ended(err)
+			}
+		}
+		b.perform(n, o, w, func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
+	}
+	b.mu.Lock()
+	theirs := b.files[id] && slices.ContainsFunc(b.writable, func(w string) bool { return beneath(real, w) })
+	b.mu.Unlock()
+	if theirs { // it speaks to itself
+		connect(Way{Allow: true})
+		return 0, false
+	}
+	given := slices.Contains(b.sockets, real)
+	if !given {
+		b.say("unix "+real, "the service tried to connect to a unix socket that it was not given: refused", "path", real, "hint", "if it was meant: sandbox.sockets: ["+real+"]")
+	}
+	b.ask(Attempt{Process: int(n.TID), Network: "unix", Path: real, Given: given}, func(w Way) {
+		w.Allow = w.Allow && given
+		connect(w)
+	})
+	return 0, false
+}
+
+// asSeenBy writes a path of the caller's as we have to open it: "self" and "." are others to us.
+func asSeenBy(tid uint32, path string) string {
+	for _, self := range []string{"/proc/self/", "/proc/thread-self/"} {
+		if rest, ok := strings.CutPrefix(path, self); ok {
+			return fmt.Sprintf("/proc/%d/%s", tid, rest)
+		}
+	}
+	if strings.HasPrefix(path, "/") {
+		return path
+	}
+	return fmt.Sprintf("/proc/%d/cwd/%s", tid, path)
+}
+
+// socketFile tells what an O_PATH descriptor has opened: its real path, which no link is part of, and its identity.
+func socketFile(fd int) (real string, id file, errno unix.Errno) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", id, errnoOf(err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return "", id, unix.ECONNREFUSED // as the kernel answers
+	}
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return "", id, unix.EACCES
+	}
+	return real, file{st.Dev, st.Ino}, 0
+}
+
+// connectBytes is connect(2) with the bytes of a struct sockaddr.
+func connectBytes(fd int, address []byte) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&address[0])), uintptr(len(address)))
+	return errno
+}
+
+// sendBytes is sendto(2) with the bytes of a struct sockaddr. It does not wait.
+func sendBytes(fd int, payload []byte, flags int, address []byte) (int, unix.Errno) {
+	payload = append(payload, 0) // so that it has an address even if it is empty
+	n, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&payload[0])), uintptr(len(payload)-1),
+		uintptr(flags|unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT), uintptr(unsafe.Pointer(&address[0])), uintptr(len(address)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}

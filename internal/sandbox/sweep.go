@@ -1,0 +1,99 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	sweepAfter = time.Second // how old a copy must be to be looked for
+	sweepMost  = 30 * time.Second
+)
+
+// sweepLater arranges for a look at the copies that are held for long; mu is held. A program that makes a socket and
+// closes it unused tells nobody.
+func (b *broker) sweepLater() {
+	if b.sweeps == nil && !b.closed {
+		b.sweeps = time.AfterFunc(sweepAfter, b.sweepAgain)
+	}
+}
+
+func (b *broker) sweepAgain() {
+	took := b.sweep(time.Now().Add(-sweepAfter))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sweeps = nil
+	if len(b.held) > 0 && !b.closed {
+		// A fiftieth of one processor at most, however many descriptors the program has.
+		b.sweeps = time.AfterFunc(min(max(50*took, sweepAfter), sweepMost), b.sweepAgain)
+	}
+}
+
+// sweep gives up the copies, made before the given time, of sockets that no process of the program has any more. Twice
+// in a row, since a descriptor may move from one process to another while we look.
+func (b *broker) sweep(before time.Time) time.Duration {
+	began := time.Now()
+	b.mu.Lock()
+	looking := false
+	for _, o := range b.held {
+		looking = looking || o.since.Before(before)
+	}
+	b.mu.Unlock()
+	if !looking {
+		return 0
+	}
+	alive := socketsInUse()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for inode, o := range b.held {
+		switch {
+		case alive[inode] || !o.since.Before(before):
+			o.missed = 0
+		case o.missed > 0:
+			if b.waiting[o.fd] == o {
+				b.unwatch(o)
+				go shut(b.drop(o))
+			}
+			go shut(b.release(o))
+		default:
+			o.missed++
+		}
+	}
+	return time.Since(began)
+}
+
+// socketsInUse are the inodes of the sockets of every process that we may look into. The program's are among them: one
+// that we may not look into could not connect either.
+func socketsInUse() map[uint64]bool {
+	inodes := map[uint64]bool{}
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return inodes
+	}
+	for _, p := range processes {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		folder := fmt.Sprintf("/proc/%d/fd", pid)
+		descriptors, err := os.ReadDir(folder)
+		if err != nil {
+			continue
+		}
+		for _, d := range descriptors {
+			link, err := os.Readlink(folder + "/" + d.Name())
+			if err != nil {
+				continue
+			}
+			if number, ok := strings.CutPrefix(link, "socket:["); ok {
+				if inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64); err == nil {
+					inodes[inode] = true
+				}
+			}
+		}
+	}
+	return inodes
+}
