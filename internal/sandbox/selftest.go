@@ -160,7 +160,9 @@ func tryFiles(s *spec) (a attempt) {
 		a.refused("open "+path, err)
 	}
 	for _, r := range s.Rules {
-		if r.Access == 0 || r.Access&accessWrite != 0 || unix.Access(r.Path+"/.", unix.F_OK) != nil || beneath(r.Path, "/proc") || beneath(r.Path, "/sys") {
+		// Where a folder is opened entry by entry, one of them may have a rule of its own that lets write.
+		writable := slices.ContainsFunc(s.Rules, func(w rule) bool { return w.Access&accessWrite != 0 && beneath(r.Path, w.Path) })
+		if r.Access == 0 || writable || unix.Access(r.Path+"/.", unix.F_OK) != nil || beneath(r.Path, "/proc") || beneath(r.Path, "/sys") {
 			continue
 		}
 		path := filepath.Join(r.Path, fmt.Sprintf(".sallyport-self-test-%d", os.Getpid()))
