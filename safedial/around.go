@@ -120,6 +120,10 @@ func fromEnvironment(value string, getenv func(string) string) []target {
 	if pair {
 		return placed(text, getenv(second))
 	}
+	if file, ok := strings.CutPrefix(text, "unix:path="); ok { // D-Bus
+		file, _, _ = strings.Cut(file, ",")
+		return []target{{path: file}}
+	}
 	if file := strings.TrimPrefix(text, "unix://"); strings.HasPrefix(file, "/") {
 		return []target{{path: file}}
 	}

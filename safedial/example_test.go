@@ -14,5 +14,5 @@ func Example() {
 	if errors.As(err, &denied) {
 		fmt.Println(denied)
 	}
-	// Output: refused to dial "169.254.169.254": metadata-aws: instance metadata and credentials (AWS docs, Access instance metadata for an EC2 instance); in 169.254.0.0/16, Link Local (RFC 3927)
+	// Output: refused to dial "169.254.169.254": metadata-aws: instance metadata: credentials and user data; nearly every cloud has it at this address (AWS docs, EC2: Access instance metadata); in 169.254.0.0/16, Link Local (RFC 3927)
 }

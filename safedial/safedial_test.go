@@ -1,7 +1,6 @@
 package safedial
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net"
@@ -10,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -70,18 +68,12 @@ func TestRegistryIsWhole(t *testing.T) {
 	}
 	seen := map[netip.Prefix]bool{}
 	for _, b := range list {
-		if b.prefix != b.prefix.Masked() {
-			t.Errorf("%s has bits after its prefix", b.prefix)
-		}
-		if b.name == "" || b.source == "" {
-			t.Errorf("%s lacks name or source", b.prefix)
-		}
 		if seen[b.prefix] {
 			t.Errorf("%s stands twice", b.prefix)
 		}
 		seen[b.prefix] = true
 	}
-	for _, broken := range []string{"10.0.0.0/8,Private-Use", "10.0.0.0/33,a,b", "ten,a,b"} {
+	for _, broken := range []string{"10.0.0.0/8,Private-Use", "10.0.0.0/33,a,b", "ten,a,b", "10.0.0.1/8,a,b", "10.0.0.0/8,,b", "10.0.0.0/8,a,"} {
 		if _, err := readBlocks(broken); err == nil {
 			t.Errorf("%q is read", broken)
 		}
@@ -112,53 +104,6 @@ func TestAmbiguousHostsReachNoResolver(t *testing.T) {
 			t.Errorf("%q: %s", host, reason)
 		}
 	}
-}
-
-// FuzzAmbiguous: a host that is not refused is an address that has one spelling up
-// to letter case and zeros, or a name that no reader takes for an address.
-func FuzzAmbiguous(f *testing.F) {
-	for _, seed := range []string{"127.0.0.1", "127.1", "0x7f.1", "example.com", "::1", "fe80::1%lo", "a..b", "0"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, host string) {
-		if ambiguous(host) != "" {
-			return
-		}
-		if _, err := netip.ParseAddr(host); err == nil {
-			return
-		}
-		last := host[strings.LastIndexByte(host, '.')+1:]
-		if last == "" || strings.Trim(last, "0123456789") == "" || strings.ContainsAny(host, " \t\r\n\x00/@#?\\%:[]") {
-			t.Errorf("%q passes as a name", host)
-		}
-	})
-}
-
-// FuzzSpecial: the way an IPv4 address is written into an IPv6 address does not make it an ordinary destination.
-func FuzzSpecial(f *testing.F) {
-	f.Add([]byte{169, 254, 169, 254})
-	f.Add([]byte{93, 184, 216, 34})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) != 4 {
-			return
-		}
-		inner := netip.AddrFrom4([4]byte(b))
-		if special(inner) == "" {
-			return
-		}
-		for name, bytes := range map[string][16]byte{
-			"mapped":     {10: 0xff, 11: 0xff, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
-			"compatible": {12: b[0], 13: b[1], 14: b[2], 15: b[3]},
-			"translated": {8: 0xff, 9: 0xff, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
-			"nat64":      {1: 0x64, 2: 0xff, 3: 0x9b, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
-			"6to4":       {0: 0x20, 1: 2, 2: b[0], 3: b[1], 4: b[2], 5: b[3]},
-			"teredo":     {0: 0x20, 1: 1, 12: ^b[0], 13: ^b[1], 14: ^b[2], 15: ^b[3]},
-		} {
-			if special(netip.AddrFrom16(bytes)) == "" {
-				t.Errorf("%s as %s is ordinary", inner, name)
-			}
-		}
-	})
 }
 
 func TestDialRefusesWhatNamesResolveTo(t *testing.T) {
@@ -257,91 +202,5 @@ func TestOtherNetworksAreRefused(t *testing.T) {
 	}
 	if _, err := guard.Dial(t.Context(), "tcp", "no port"); err == nil {
 		t.Error("an address without port was dialled")
-	}
-}
-
-// resolver is a DNS server on loopback that answers from a table and counts.
-type resolver struct {
-	names  map[string][]string
-	rotate bool // the first answer only, then the next one
-	conn   net.PacketConn
-
-	mu        sync.Mutex
-	questions []dnsmessage.Question
-}
-
-func newResolver(t *testing.T, names map[string][]string) *resolver {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &resolver{names: names, conn: conn}
-	done := make(chan struct{})
-	go func() { defer close(done); r.serve() }()
-	t.Cleanup(func() { conn.Close(); <-done })
-	return r
-}
-
-func (r *resolver) resolver() *net.Resolver {
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "udp", r.conn.LocalAddr().String())
-	}}
-}
-
-func (r *resolver) count() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.questions)
-}
-
-func (r *resolver) asked(name string, kind dnsmessage.Type) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := 0
-	for _, q := range r.questions {
-		if q.Name.String() == name && q.Type == kind {
-			n++
-		}
-	}
-	return n
-}
-
-func (r *resolver) serve() {
-	buffer := make([]byte, 1500)
-	for {
-		n, peer, err := r.conn.ReadFrom(buffer)
-		if err != nil {
-			return
-		}
-		var m dnsmessage.Message
-		if m.Unpack(buffer[:n]) != nil || len(m.Questions) != 1 {
-			continue
-		}
-		q := m.Questions[0]
-		answer := dnsmessage.Message{Header: dnsmessage.Header{ID: m.ID, Response: true, RecursionAvailable: true}, Questions: m.Questions}
-		r.mu.Lock()
-		addresses := r.names[q.Name.String()]
-		if r.rotate && len(addresses) > 0 {
-			if q.Type == dnsmessage.TypeA {
-				r.names[q.Name.String()] = addresses[1:]
-			}
-			addresses = addresses[:1]
-		}
-		r.questions = append(r.questions, q)
-		r.mu.Unlock()
-		for _, a := range addresses {
-			address := netip.MustParseAddr(a)
-			header := dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET}
-			switch {
-			case q.Type == dnsmessage.TypeA && address.Is4():
-				answer.Answers = append(answer.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: address.As4()}})
-			case q.Type == dnsmessage.TypeAAAA && address.Is6():
-				answer.Answers = append(answer.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AAAAResource{AAAA: address.As16()}})
-			}
-		}
-		if packed, err := answer.Pack(); err == nil {
-			r.conn.WriteTo(packed, peer)
-		}
 	}
 }

@@ -32,7 +32,7 @@ var blocks = sync.OnceValue(func() []block {
 
 func readBlocks(text string) ([]block, error) {
 	r := csv.NewReader(strings.NewReader(text))
-	r.Comment, r.FieldsPerRecord, r.LazyQuotes = '#', 3, true
+	r.Comment, r.FieldsPerRecord = '#', 3
 	records, err := r.ReadAll()
 	if err != nil {
 		return nil, err
@@ -42,6 +42,9 @@ func readBlocks(text string) ([]block, error) {
 		prefix, err := netip.ParsePrefix(record[0])
 		if err != nil {
 			return nil, err
+		}
+		if prefix != prefix.Masked() || record[1] == "" || record[2] == "" {
+			return nil, fmt.Errorf("%q has bits after its prefix, or lacks name or source", record)
 		}
 		list = append(list, block{prefix, record[1], record[2]})
 	}

@@ -381,7 +381,7 @@ func TestSocketByAnotherName(t *testing.T) {
 	}
 	least := string(read(t, "testdata/least.good.yml"))
 	for path, refused := range map[string]bool{
-		"file": true, "folder/docker.sock": true, "chain/docker.sock": true, "folder/x/../docker.sock": true, "absent/docker.sock": false, "harmless/.s.PGSQL.5432": false,
+		"file": true, "folder/docker.sock": true, "chain/docker.sock": true, "folder/x/../docker.sock": true, "absent/other.sock": false, "harmless/.s.PGSQL.5432": false,
 	} {
 		with := least + "sandbox: {sockets: [\"" + path + "\"]}\n"
 		_, err := Parse("x.yml", dir, []byte(with))

@@ -31,16 +31,22 @@ func (r *reader) escapes(v *value, rules egress.Rules, sockets *value) {
 	}
 }
 
-// locked lists the registry's entries that stay refused. One thing may have several names, each of which unlocks it.
+// locked lists the registry's entries that stay refused. One thing may have several names, each of which unlocks it; it
+// is listed under the first.
 func locked(unlock []egress.Unlock) []safedial.Escape {
 	all := safedial.Escapes()
-	open := make(map[[2]string]bool)
+	done := make(map[[2]string]bool)
 	for _, e := range all {
 		if slices.ContainsFunc(unlock, func(u egress.Unlock) bool { return u.Name == e.Name }) {
-			open[[2]string{e.Kind, e.Value}] = true
+			done[[2]string{e.Kind, e.Value}] = true
 		}
 	}
-	return slices.DeleteFunc(all, func(e safedial.Escape) bool { return open[[2]string{e.Kind, e.Value}] })
+	return slices.DeleteFunc(all, func(e safedial.Escape) bool {
+		thing := [2]string{e.Kind, e.Value}
+		listed := done[thing]
+		done[thing] = true
+		return listed
+	})
 }
 
 func (r *reader) locked(v *value, e safedial.Escape) {
