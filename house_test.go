@@ -196,7 +196,7 @@ func TestNoHiddenActs(t *testing.T) {
 	}
 }
 
-// TestPublicNames holds the budget of ten exported names in a public package.
+// TestPublicNames holds the budget of exported names in a public package: ten, and one more for bearer.
 func TestPublicNames(t *testing.T) {
 	packages := load(t)
 	for _, dir := range []string{"identity", "bearer", "safedial"} {
@@ -230,7 +230,7 @@ func TestPublicNames(t *testing.T) {
 				}
 			}
 		}
-		const budget = 12
+		const budget = 11
 		if len(names) > budget {
 			t.Errorf("%s exports %d names (%s), the budget is %d: is one of them for us alone?", dir, len(names), strings.Join(names, ", "), budget)
 		}

@@ -3,6 +3,7 @@ package bearer
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -95,6 +96,31 @@ func TestDiscovery(t *testing.T) {
 				t.Error("the key set was fetched")
 			}
 		})
+	}
+}
+
+// A cluster is an issuer like others: its keys are at its own API, which safedial otherwise refuses under any allow.
+func TestClusterAsIssuer(t *testing.T) {
+	s := newSigner("k1", "ES256")
+	server := newAuthServer(t, s.jwk())
+	host, port, err := net.SplitHostPort(strings.TrimPrefix(server.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", host)
+	t.Setenv("KUBERNETES_SERVICE_PORT", port)
+	issuer := Issuer{Issuer: "https://kubernetes.default.svc", Audience: []string{testAudience}, Keys: Keys{URI: server.URL + "/jwks"}}
+	guard := &safedial.Guard{Allow: []string{host + ":" + port}}
+	for _, test := range []struct {
+		guard *safedial.Guard
+		says  string
+	}{{nil, ""}, {guard, "kubernetes-api"}} {
+		v := mustVerifierAt(t, quick, Options{Guard: test.guard}, issuer)
+		if test.says == "" {
+			ready(t, v)
+			continue
+		}
+		eventually(t, "a reason that says "+test.says, func() bool { return strings.Contains(fmt.Sprint(v.Ready()), test.says) })
 	}
 }
 

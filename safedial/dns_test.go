@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
@@ -71,7 +72,7 @@ func (r *resolver) serve() {
 		q := m.Questions[0]
 		answer := dnsmessage.Message{Header: dnsmessage.Header{ID: m.ID, Response: true, RecursionAvailable: true}, Questions: m.Questions}
 		r.mu.Lock()
-		addresses := r.names[q.Name.String()]
+		addresses := r.names[strings.ToLower(q.Name.String())]
 		if r.rotate && len(addresses) > 0 {
 			if q.Type == dnsmessage.TypeA {
 				r.names[q.Name.String()] = addresses[1:]

@@ -12,10 +12,57 @@
 //		log.Print(denied.Code, denied) // escape_target, refused to dial "169.254.169.254": ...
 //	}
 //
+// # Redirects
+//
+// Guard.Client follows none. An http.Client of yours follows them safely with a
+// Transport: each hop is judged like a first request, and credentials, among them
+// headers that you name, stay with the origin that they were meant for.
+//
+//	client := &http.Client{Transport: &safedial.Transport{Guard: guard, Credentials: []string{"X-Acme-Ticket"}}}
+//
+// # What is refused
+//
+// In this order, which is that of strength:
+//
+//   - a host that parsers read differently (2130706433, 0x7f.1, 127.1, a trailing
+//     dot), before any resolution;
+//   - our own listeners (Guard.Own);
+//   - escape targets: the sockets and ports of container engines, the kubelet, etcd,
+//     the API server, the machine around the container, metadata services. Escapes
+//     lists them. They stay refused under any Allow, until Guard.Unlock names them;
+//   - what Guard.Deny lists;
+//   - every special-purpose address by IANA's registries (loopback, private,
+//     link-local, ...), unless Guard.Allow has the destination;
+//   - a name at ordinary and special-purpose addresses at once.
+//
+// An IPv6 address that carries an IPv4 address (mapped, compatible, translated,
+// NAT64, 6to4, Teredo, ISATAP) is judged by both. An error quotes the block and its
+// RFC, or the registry's entry and its source.
+//
+// # One resolution
+//
 // The check is made on the address the kernel is about to connect to, after the
 // one name resolution of the connection: a name that resolves to something else
-// the second time gains nothing. Hosts that parsers read differently
-// (2130706433, 0x7f.1, 127.1, a trailing dot) are refused before any resolution.
+// the second time gains nothing. Guard.Dial is all of it in one call, and fits
+// http.Transport.DialContext. Guard.Resolve and Guard.DialAddr are its halves, for
+// who records the addresses before they are dialled; Guard.Check decides about one
+// address, Guard.CheckSocket about the path of a Unix socket.
+//
+// # Limits
+//
+// An ordinary public address may still be a machine that must not be reached:
+// which destinations a program needs is for its operator to list. A name in Allow
+// is dialled wherever it points, as long as that is no escape target. Only TCP is
+// dialled. A public address that leads back into a private network, by translation
+// outside this machine or by a NAT64 prefix of the network's own, cannot be told
+// apart. The machine around the container is known by its routes: its other
+// addresses are for Deny. A container engine or a kubelet at another port than its
+// usual one is known only if the environment names it (DOCKER_HOST), and a socket
+// that is mounted under another name is not known. Gateways and own addresses may be
+// two seconds old. Where the routes cannot be read, everything is refused until
+// node-gateway is unlocked; where there is no /proc, no gateway is known.
+// A Transport does not drop the body that a 307 or 308 sends on, nor credentials in
+// a URL's query, and cannot know a redirect that a client follows by hand.
 package safedial
 
 import (

@@ -19,7 +19,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // vector is a case of the shared vectors, which say themselves what they are.
-type vector struct{ Host, Verdict, Quote string }
+type vector struct{ Host, Verdict, Quote, Entry string }
 
 func vectors(t testing.TB, verdict string) (list []vector) {
 	t.Helper()
