@@ -1,6 +1,9 @@
 package wire
 
-import "bytes"
+import (
+	"bytes"
+	"net/url"
+)
 
 // The state of a framer says what the next bytes of the stream are.
 type state uint8
@@ -21,6 +24,7 @@ const maxMethod = 32 // bytes of a method name
 type framer struct {
 	maxBytes  int // of a head
 	maxFields int // of a head
+	proxy     bool
 
 	state      state
 	data       int64 // in inData: what is left
@@ -46,6 +50,8 @@ type head struct {
 	chunked        bool
 	expects        bool
 	upgrade        bool
+	connect        bool
+	absolute       bool // the target names the host
 }
 
 type span struct{ from, to int }
@@ -163,7 +169,40 @@ func (f *framer) requestLine(line []byte) Code {
 		return HTTPVersion
 	}
 	f.head.target = span{sp + 1, last}
+	if f.proxy {
+		return f.proxyTarget(string(method), target)
+	}
 	return checkTarget(target)
+}
+
+// proxyTarget reads "host:port" behind CONNECT, "http://host..." behind other methods (RFC 9112, sections 3.2.2 and
+// 3.2.3). It refuses what net/http's own parser would, and what that would take for something else than a host.
+func (f *framer) proxyTarget(method string, target []byte) Code {
+	authority, rest, prefix := target, []byte("/"), "http://"
+	f.head.connect = method == "CONNECT"
+	if !f.head.connect {
+		scheme, after, ok := bytes.Cut(target, []byte("://"))
+		if !ok || string(scheme) != "http" && string(scheme) != "https" {
+			return TargetForm
+		}
+		authority, rest, prefix = after, rest[:0], ""
+		if i := bytes.IndexAny(after, "/?"); i >= 0 {
+			authority, rest = after[:i], after[i:]
+		}
+		f.head.absolute = true
+	}
+	if len(rest) > 0 && rest[0] == '?' {
+		rest = append([]byte{'/'}, rest...)
+	}
+	if len(rest) > 0 {
+		if code := checkTarget(rest); code != "" {
+			return code
+		}
+	}
+	if _, err := url.ParseRequestURI(prefix + string(target)); err != nil || !isHost(authority) {
+		return HostInvalid
+	}
+	return ""
 }
 
 // checkTarget refuses what net/http's own parser would: it answers by itself, and leaves no record.
@@ -252,13 +291,15 @@ func (f *framer) contentLength(v []byte) Code {
 func (f *framer) endHead(b []byte) Code {
 	h := &f.head
 	switch {
-	case h.hosts == 0:
+	case h.hosts == 0 && !h.connect && !(h.absolute && h.old):
 		return HostInvalid
+	case h.connect && (h.chunked || h.length > 0):
+		return TargetForm // CONNECT has no content (RFC 9110, section 9.3.6)
 	case h.chunked && (h.length >= 0 || h.old):
 		return TransferEncoding
 	case h.upgrade && (h.chunked || h.length > 0):
 		return UpgradeRefused
-	case h.upgrade:
+	case h.upgrade, h.connect:
 		f.state = held
 	case h.chunked:
 		f.state, f.extensions, f.trailer = inChunkSize, 0, 0

@@ -29,6 +29,9 @@
 // hexadecimal size and few extensions; a trailer section is short and made of fields. The Code constants are the whole
 // list. What it lets pass reads the same to net/http.
 //
+// On a connection to a proxy (NewProxy) a target is in absolute-form, or in authority-form for CONNECT, and in no other;
+// what follows CONNECT is held like what follows a request for an upgrade.
+//
 // In the place of a request that it refuses, the server receives a harmless one, for which Next returns the Refusal;
 // behind it nothing passes. A body that goes wrong after its head has passed ends in an error, and Broken says why.
 //
@@ -36,7 +39,7 @@
 //
 // The server speaks HTTP/1 only. Its handler calls Next first, once, for every request: the count of its calls is how a
 // Refusal finds its request. It answers a Refusal itself, whatever the request in its place asks for. It calls HangUp
-// with an answer that leaves a body unread or an upgrade ungranted, and Open on a connection that it has hijacked. It
+// with an answer that leaves a body unread or an upgrade ungranted, and Open, or Take, on a connection that it has hijacked. It
 // asks Peer and TLS, since net/http, which sees no *tls.Conn, leaves Request.TLS nil.
 //
 // # Limits
@@ -78,7 +81,7 @@ const (
 	RequestLineMalformed Code = "request_line_malformed"
 	MethodInvalid        Code = "method_invalid"
 	HTTPVersion          Code = "http_version"
-	TargetForm           Code = "target_form"        // not origin-form (RFC 9112, 3.2.1)
+	TargetForm           Code = "target_form"        // not origin-form (RFC 9112, 3.2.1), to a proxy not absolute- or authority-form
 	PathNoncanonical     Code = "path_noncanonical"  // a byte that no path has, or half an escape
 	QueryNoncanonical    Code = "query_noncanonical" // a byte that no query has
 	HostInvalid          Code = "host_invalid"       // no Host, several, or a byte that no host has
@@ -172,6 +175,13 @@ func New(c net.Conn, l Limits, onClose func()) *Conn {
 	return w
 }
 
+// NewProxy is New for a connection on which a client speaks to a proxy.
+func NewProxy(c net.Conn, l Limits, onClose func()) *Conn {
+	w := New(c, l, onClose)
+	w.framer.proxy = true
+	return w
+}
+
 type contextKey struct{}
 
 // ConnContext is http.Server's: it lets Of find the connection.
@@ -223,4 +233,13 @@ func (c *Conn) HangUp(code Code) {
 func (c *Conn) Open() {
 	c.tunnel = true
 	c.deadline.own(time.Time{})
+}
+
+// Take makes the connection a tunnel as Open does, and gives it away: what was read and has not passed, and the
+// connection below, from which the rest is to be read. Close remains the caller's to call.
+func (c *Conn) Take() (held []byte, below net.Conn) {
+	c.Open()
+	held = c.buf[c.r:c.w]
+	c.r, c.ok, c.w = 0, 0, 0
+	return held, c.Conn
 }
