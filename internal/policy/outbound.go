@@ -1,0 +1,323 @@
+package policy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// The codes of an outgoing attempt.
+const (
+	DestinationUnknown Code = "destination_unknown"
+	OutMethod          Code = "method_not_allowed"
+	OutPath            Code = "path_not_allowed"
+	HostMismatch       Code = "host_mismatch"
+	SNIMissing         Code = "sni_missing"
+	SNIMismatch        Code = "sni_mismatch"
+	EncryptedHello     Code = "encrypted_hello"
+	NotJudged          Code = "address_not_judged"
+	SocketNotAllowed   Code = "socket_not_allowed"
+	WouldDeny          Code = "would_deny"
+)
+
+// OutboundCodes lists every code that Select, Decide, DecideSocket and Waive give, for the documentation.
+func OutboundCodes() []CodeMeaning {
+	return []CodeMeaning{
+		{Allowed, "A destination names the place, and what can be seen of the attempt is what the destination allows."},
+		{WouldDeny, "Report mode let pass what would be denied; the record's detail says by which code."},
+		{DestinationUnknown, "No destination has this host and port."},
+		{OutMethod, "The destination does not allow this method."},
+		{OutPath, "The destination does not allow this path, or the path has more than one reading."},
+		{HostMismatch, "The request's Host is not a destination's at the address that was connected to."},
+		{SNIMissing, "The ClientHello names no server, where the destination is known by its name."},
+		{SNIMismatch, "The ClientHello names another server than the destination."},
+		{EncryptedHello, "The ClientHello has an encrypted part, which may name another server."},
+		{NotJudged, "No address was found to be safe to dial."},
+		{SocketNotAllowed, "The path is not among the sockets that may be connected to."},
+	}
+}
+
+// Host is a name and a port, in the one spelling that is compared: a lower-case name without trailing dot, or an
+// address as netip writes it.
+type Host struct {
+	Name string
+	Port uint16
+}
+
+// String is the host as it is written in a configuration.
+func (h Host) String() string {
+	if strings.IndexByte(h.Name, ':') >= 0 {
+		return fmt.Sprintf("[%s]:%d", h.Name, h.Port)
+	}
+	return fmt.Sprintf("%s:%d", h.Name, h.Port)
+}
+
+// IsAddress reports whether the host is written as an address.
+func (h Host) IsAddress() bool {
+	_, err := netip.ParseAddr(h.Name)
+	return err == nil
+}
+
+// Destination is one place that may be reached, and what may be asked of it there.
+type Destination struct {
+	Name    string // required, unique, [a-z0-9-]
+	Hosts   []Host
+	Named   bool     // its clients say in a ClientHello which host they want, and that must be the one
+	Seen    bool     // requests can be seen: Methods and Paths hold
+	Methods []string // empty: all
+	Paths   []string // "/v1/{id}", "/v1/{rest...}"; empty: all
+}
+
+// DestinationError is one thing wrong with one destination.
+type DestinationError struct {
+	Index int    // in the list
+	Field string // the yaml key: name, hosts, protocol, methods, paths, direct, tls, ca_file
+	Err   error
+	Hint  string
+}
+
+// Error is "destination 3: hosts: ...", counting from 0 as Index does.
+func (e *DestinationError) Error() string {
+	return fmt.Sprintf("destination %d: %s: %v", e.Index, e.Field, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *DestinationError) Unwrap() error { return e.Err }
+
+// Exits is a compiled list of destinations. It does not change and is safe for concurrent use.
+type Exits struct {
+	byHost map[Host]*exit
+	report bool
+}
+
+// exit is a Destination, compiled.
+type exit struct {
+	Destination
+	paths []*Policy // one for each of Paths: they may overlap in any way
+}
+
+// Exit is the destination that an attempt selected by name. Only Select makes one that Decide believes.
+type Exit struct {
+	Destination *Destination // must not be changed; nil: none
+
+	exit *exit
+}
+
+// Outbound is one attempt to reach a host, as far as it is known.
+type Outbound struct {
+	Host    Host
+	Request bool // Method and Path are those of a request that was read
+	Method  string
+	Path    string // as sent, no query
+	Hello   *Hello // nil: none was read
+	// Addresses are those that were found safe to dial for this host.
+	Addresses []netip.AddrPort
+}
+
+// Hello is what a TLS client says in plain text of where it wants to go.
+type Hello struct {
+	ServerName string // lower-case; empty: none
+	Encrypted  bool   // it says more that we cannot read (Encrypted Client Hello)
+}
+
+// NewExits compiles the destinations. The error joins one *DestinationError for each thing that is wrong. With report,
+// Waive lets denials pass.
+func NewExits(list []Destination, report bool) (*Exits, error) {
+	e := &Exits{byHost: map[Host]*exit{}, report: report}
+	var errs []*DestinationError
+	names := map[string]int{}
+	for i, d := range list {
+		wrong := func(field, hint string, err error) {
+			errs = append(errs, &DestinationError{Index: i, Field: field, Err: err, Hint: hint})
+		}
+		if err := checkName(d.Name); err != nil {
+			wrong("name", "lower-case letters, digits and hyphens, for example: billing", err)
+		} else if j, ok := names[d.Name]; ok {
+			wrong("name", "", fmt.Errorf("destination %d is named %q too", j, d.Name))
+		}
+		names[d.Name] = i
+		if len(d.Hosts) == 0 {
+			wrong("hosts", `hosts: ["billing.example.com:443"]`, errors.New("a destination needs a host"))
+		}
+		x := compileExit(d, wrong)
+		for _, h := range x.Hosts {
+			if other, ok := e.byHost[h]; ok && other.Name == x.Name {
+				wrong("hosts", "", fmt.Errorf("%s stands twice", h))
+			} else if ok {
+				wrong("hosts", "a host belongs to one destination", fmt.Errorf("%s is a host of destination %q too", h, other.Name))
+			}
+			e.byHost[h] = x
+		}
+	}
+	if len(errs) > 0 {
+		slices.SortStableFunc(errs, func(a, b *DestinationError) int { return cmp.Compare(a.Index, b.Index) })
+		joined := make([]error, len(errs))
+		for i, e := range errs {
+			joined[i] = e
+		}
+		return nil, errors.Join(joined...)
+	}
+	return e, nil
+}
+
+func compileExit(d Destination, wrong func(field, hint string, err error)) *exit {
+	d.Hosts, d.Methods, d.Paths = slices.Clone(d.Hosts), slices.Clone(d.Methods), slices.Clone(d.Paths)
+	x := &exit{Destination: d}
+	if !d.Seen && len(d.Methods) > 0 {
+		wrong("methods", "protocol: http, or tls: originate", errors.New("requests to this destination cannot be seen"))
+	}
+	if !d.Seen && len(d.Paths) > 0 {
+		wrong("paths", "protocol: http, or tls: originate", errors.New("requests to this destination cannot be seen"))
+	}
+	for _, m := range d.Methods {
+		if !slices.Contains(methods(), m) {
+			wrong("methods", "", fmt.Errorf("%q is not one of %s", m, strings.Join(methods(), ", ")))
+		}
+	}
+	for _, p := range d.Paths {
+		compiled, err := New([]Route{{Name: "path", Match: http.MethodGet + " " + p, AnyCaller: true}})
+		var why *RouteError
+		if errors.As(err, &why) {
+			err = why.Err
+		}
+		if err != nil {
+			wrong("paths", "/v1/{id} or /v1/{rest...}, without a method", fmt.Errorf("%q: %w", p, err))
+			continue
+		}
+		x.paths = append(x.paths, compiled)
+	}
+	return x
+}
+
+// Select is the decision by name: which destination this is, and whether what can be seen of the attempt is allowed
+// there. If the Exit has no Destination, the Decision is the denial.
+func (e *Exits) Select(o Outbound) (Exit, Decision) {
+	x := e.byHost[o.Host]
+	if x == nil {
+		return Exit{}, Deny(DestinationUnknown, "no destination has "+o.Host.String())
+	}
+	if x.Seen && !o.Request {
+		return Exit{}, Deny(NotJudged, "the destination's requests are judged, and this is none")
+	}
+	if x.Seen && len(x.Methods) > 0 && !slices.Contains(x.Methods, o.Method) {
+		return Exit{}, Deny(OutMethod, fmt.Sprintf("destination %q allows %s", x.Name, strings.Join(x.Methods, ", ")))
+	}
+	if x.Seen && len(x.paths) > 0 {
+		if reason := x.refusesPath(o.Path); reason != "" {
+			return Exit{}, Deny(OutPath, fmt.Sprintf("destination %q: %s", x.Name, reason))
+		}
+	}
+	return Exit{Destination: &x.Destination, exit: x}, Decision{}
+}
+
+// Decide is the decision by all the rest, for an exit of this list's Select: the server that the client asks for, and
+// the addresses that were judged. It is the only place where an allow of an outgoing connection comes from.
+func (e *Exits) Decide(s Exit, o Outbound) Decision {
+	if s.exit == nil || e.byHost[o.Host] != s.exit {
+		return Deny(DestinationUnknown, "no destination was selected")
+	}
+	if len(o.Addresses) == 0 {
+		return Deny(NotJudged, "no address was found safe to dial")
+	}
+	if s.exit.Named {
+		if d := s.exit.decideHello(o); d.Code != "" {
+			return d
+		}
+	}
+	return Decision{allowed: true, Code: Allowed, Reason: fmt.Sprintf("destination %q", s.exit.Name)}
+}
+
+// decideHello returns the zero Decision if the hello asks for the host.
+func (x *exit) decideHello(o Outbound) Decision {
+	switch {
+	case o.Hello == nil:
+		return Deny(SNIMissing, "no ClientHello was read")
+	case o.Hello.Encrypted:
+		return Deny(EncryptedHello, "the ClientHello has an encrypted part, which may name another server")
+	case o.Hello.ServerName == o.Host.Name:
+		return Decision{}
+	case o.Host.IsAddress() && o.Hello.ServerName == "":
+		return Decision{} // RFC 6066, section 3: an address is not sent as a name
+	case o.Host.IsAddress() && slices.Contains(x.Hosts, Host{o.Hello.ServerName, o.Host.Port}):
+		return Decision{}
+	case o.Hello.ServerName == "":
+		return Deny(SNIMissing, "the ClientHello names no server")
+	}
+	return Deny(SNIMismatch, fmt.Sprintf("the ClientHello names another server than %s", o.Host.Name))
+}
+
+// DecideSocket decides about a unix socket, by its real path.
+func (e *Exits) DecideSocket(path string, allowed []string) Decision {
+	if !slices.Contains(allowed, path) {
+		return Deny(SocketNotAllowed, "the path is not in sockets")
+	}
+	return Decision{allowed: true, Code: Allowed, Reason: "the path is in sockets"}
+}
+
+// Waive lets a denial pass in report mode, as an allow that says so. ok is false where it stays one.
+func (e *Exits) Waive(d Decision) (waived Decision, ok bool) {
+	if !e.report || d.allowed || d.Code == "" {
+		return d, false
+	}
+	return Decision{allowed: true, Code: WouldDeny, Reason: string(d.Code) + ": " + d.Reason}, true
+}
+
+// refusesPath says why no pattern of the destination has the path, or nothing if one has.
+func (x *exit) refusesPath(path string) string {
+	if reason := unplain(path); reason != "" {
+		return reason
+	}
+	for _, p := range x.paths {
+		if s, _ := p.Select(Request{Method: http.MethodGet, Path: path}); s.Route != nil {
+			return ""
+		}
+	}
+	return "no pattern of it has the path"
+}
+
+// unplain says why a path may be read as another one, or nothing. The service wrote it, perhaps with text of a stranger
+// in it: "../", however escaped, must not climb out of a pattern at the destination.
+func unplain(path string) string {
+	if path == "" || path[0] != '/' {
+		return "the path does not begin with \"/\""
+	}
+	for i := 0; i < len(path); i++ {
+		c := path[i]
+		switch {
+		case c == '/' || plainByte(c):
+		case c != '%' || i+2 >= len(path):
+			return "the path has a byte that can be read in two ways"
+		default:
+			v, ok := unhex(path[i+1], path[i+2])
+			if !ok || v < ' ' || v == 0x7f || plainByte(v) && strings.IndexByte("!$&'()*+,=:@", v) < 0 || strings.IndexByte(`/\%;?#`, v) >= 0 {
+				return "the path has an escape that can be read in two ways"
+			}
+			i += 2
+		}
+	}
+	for segment := range strings.SplitSeq(path[1:], "/") {
+		if segment == "." || segment == ".." {
+			return "the path has a dot segment"
+		}
+	}
+	if strings.Contains(path, "//") {
+		return "the path has an empty segment"
+	}
+	return ""
+}
+
+func unhex(a, b byte) (byte, bool) {
+	const digits = "0123456789abcdefABCDEF"
+	high, low := strings.IndexByte(digits, a), strings.IndexByte(digits, b)
+	if high > 15 {
+		high -= 6
+	}
+	if low > 15 {
+		low -= 6
+	}
+	return byte(high<<4 | low), high >= 0 && low >= 0
+}
