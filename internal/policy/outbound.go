@@ -19,7 +19,7 @@ const (
 	SNIMissing         Code = "sni_missing"
 	SNIMismatch        Code = "sni_mismatch"
 	EncryptedHello     Code = "encrypted_hello"
-	NotJudged          Code = "address_not_judged"
+	NotJudged          Code = "not_judged"
 	SocketNotAllowed   Code = "socket_not_allowed"
 	WouldDeny          Code = "would_deny"
 )
@@ -36,7 +36,7 @@ func OutboundCodes() []CodeMeaning {
 		{SNIMissing, "The ClientHello names no server, where the destination is known by its name."},
 		{SNIMismatch, "The ClientHello names another server than the destination."},
 		{EncryptedHello, "The ClientHello has an encrypted part, which may name another server."},
-		{NotJudged, "No address was found to be safe to dial."},
+		{NotJudged, "What must be judged was not: there is no address that was found safe to dial, or no request."},
 		{SocketNotAllowed, "The path is not among the sockets that may be connected to."},
 	}
 }
@@ -193,25 +193,34 @@ func compileExit(d Destination, wrong func(field, hint string, err error)) *exit
 	return x
 }
 
-// Select is the decision by name: which destination this is, and whether what can be seen of the attempt is allowed
-// there. If the Exit has no Destination, the Decision is the denial.
+// Select is the decision by name: which destination this is (none: the Exit has no Destination), and whether what can be
+// seen of the attempt is allowed there. A Decision with a code is the denial; the zero one allows nothing: Decide does.
 func (e *Exits) Select(o Outbound) (Exit, Decision) {
 	x := e.byHost[o.Host]
 	if x == nil {
 		return Exit{}, Deny(DestinationUnknown, "no destination has "+o.Host.String())
 	}
-	if x.Seen && !o.Request {
-		return Exit{}, Deny(NotJudged, "the destination's requests are judged, and this is none")
+	d := x.judge(o)
+	if d.Code != "" {
+		d.Route = x.Name
 	}
-	if x.Seen && len(x.Methods) > 0 && !slices.Contains(x.Methods, o.Method) {
-		return Exit{}, Deny(OutMethod, fmt.Sprintf("destination %q allows %s", x.Name, strings.Join(x.Methods, ", ")))
-	}
-	if x.Seen && len(x.paths) > 0 {
+	return Exit{Destination: &x.Destination, exit: x}, d
+}
+
+func (x *exit) judge(o Outbound) Decision {
+	switch {
+	case !x.Seen:
+		return Decision{}
+	case !o.Request:
+		return Deny(NotJudged, "the destination's requests are judged, and this is none")
+	case len(x.Methods) > 0 && !slices.Contains(x.Methods, o.Method):
+		return Deny(OutMethod, "the destination allows "+strings.Join(x.Methods, ", "))
+	case len(x.paths) > 0:
 		if reason := x.refusesPath(o.Path); reason != "" {
-			return Exit{}, Deny(OutPath, fmt.Sprintf("destination %q: %s", x.Name, reason))
+			return Deny(OutPath, reason)
 		}
 	}
-	return Exit{Destination: &x.Destination, exit: x}, Decision{}
+	return Decision{}
 }
 
 // Decide is the decision by all the rest, for an exit of this list's Select: the server that the client asks for, and
@@ -220,15 +229,19 @@ func (e *Exits) Decide(s Exit, o Outbound) Decision {
 	if s.exit == nil || e.byHost[o.Host] != s.exit {
 		return Deny(DestinationUnknown, "no destination was selected")
 	}
-	if len(o.Addresses) == 0 {
-		return Deny(NotJudged, "no address was found safe to dial")
+	d := s.exit.judge(o)
+	switch {
+	case d.Code != "":
+	case len(o.Addresses) == 0:
+		d = Deny(NotJudged, "no address was found safe to dial")
+	case s.exit.Named:
+		d = s.exit.decideHello(o)
 	}
-	if s.exit.Named {
-		if d := s.exit.decideHello(o); d.Code != "" {
-			return d
-		}
+	if d.Code == "" {
+		d = Decision{allowed: true, Code: Allowed, Reason: "the destination allows it"}
 	}
-	return Decision{allowed: true, Code: Allowed, Reason: fmt.Sprintf("destination %q", s.exit.Name)}
+	d.Route = s.exit.Name
+	return d
 }
 
 // decideHello returns the zero Decision if the hello asks for the host.
@@ -263,7 +276,7 @@ func (e *Exits) Waive(d Decision) (waived Decision, ok bool) {
 	if !e.report || d.allowed || d.Code == "" {
 		return d, false
 	}
-	return Decision{allowed: true, Code: WouldDeny, Reason: string(d.Code) + ": " + d.Reason}, true
+	return Decision{allowed: true, Code: WouldDeny, Reason: string(d.Code) + ": " + d.Reason, Route: d.Route}, true
 }
 
 // refusesPath says why no pattern of the destination has the path, or nothing if one has.

@@ -1,0 +1,67 @@
+package egress
+
+import (
+	"net/http"
+	"net/textproto"
+	"strings"
+)
+
+// ours is why a header of the service does not reach a destination. Names are in canonical form; one that ends in "*"
+// stands for all that begin so.
+func ours() []struct{ name, why string } {
+	return []struct{ name, why string }{
+		{"Proxy-*", "for us, not for the destination"},
+		{"X-Sallyport-*", "ours"},
+		{"X-Smokescreen-*", "orders to a proxy behind us: who the client is, which rules hold"},
+		{"X-Upstream-*", "orders to a proxy behind us: where to connect"},
+		{"Expect", "we have sent 100 Continue, or send the body without"},
+		{"Http2-Settings", "hop by hop, with Upgrade: h2c"},
+		{"Content-Length", "we say how long the body is"},
+	}
+}
+
+// cleanRequest drops from a request's header what does not reach the destination.
+func cleanRequest(h http.Header) {
+	clean(h)
+	for name := range h {
+		for _, o := range ours() {
+			prefix, ok := strings.CutSuffix(o.name, "*")
+			if name == o.name || ok && strings.HasPrefix(name, prefix) {
+				delete(h, name)
+			}
+		}
+	}
+}
+
+// clean drops what is between two neighbours only, and what Connection names (RFC 9110, section 7.6.1).
+func clean(h http.Header) {
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			if name = textproto.TrimString(name); name != "" {
+				delete(h, textproto.CanonicalMIMEHeaderKey(name))
+			}
+		}
+	}
+	for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		delete(h, name)
+	}
+}
+
+// isWebSocket reports whether a request is the handshake of RFC 6455, section 4.1.
+func isWebSocket(r *http.Request) bool {
+	return r.Method == http.MethodGet && r.ProtoAtLeast(1, 1) && r.ContentLength == 0 &&
+		len(r.Header["Upgrade"]) == 1 && strings.EqualFold(r.Header["Upgrade"][0], "websocket") &&
+		hasToken(r.Header["Connection"], "upgrade")
+}
+
+// hasToken reports whether the comma-separated lists hold the token, in any case.
+func hasToken(lists []string, token string) bool {
+	for _, list := range lists {
+		for element := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(strings.Trim(element, " \t"), token) {
+				return true
+			}
+		}
+	}
+	return false
+}

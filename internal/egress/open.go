@@ -1,0 +1,285 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime/debug"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/safedial"
+)
+
+// The ways in that a record names.
+const (
+	viaProxy   = "proxy"   // a request in absolute-form
+	viaConnect = "connect" // CONNECT, and what is inside
+	viaLed     = "led"     // a connection that was led here
+	viaDirect  = "direct"  // a connection that was let go
+	viaSocket  = "socket"  // a unix socket
+	viaDNS     = "dns"     // a question
+)
+
+// A passage is one attempt to get out on its way down the line, and what the steps have found. Its decision is a denial
+// until decide has found evidence.
+type passage struct {
+	p       *Proxy
+	rules   *rules // those of the moment when it began
+	id      string
+	began   time.Time
+	via     string
+	process int        // of the caller, where a broker said so
+	peer    netip.Addr // of the client
+
+	out   policy.Outbound
+	fixed netip.AddrPort // of a led connection: where it was going; the name is not resolved
+	greet func() (policy.Hello, error)
+	alone bool // not on a kept connection
+
+	sized     bool // the request says how long its body is
+	websocket bool // it asks for an upgrade to WebSocket
+	unmetered bool // it is no attempt: each request inside the tunnel is one, or it is a question
+	skipped   int  // denials of names that have no record of their own
+
+	exit        policy.Exit
+	destination *destination // nil: none, in report mode
+	decision    policy.Decision
+	refused     *safedial.DeniedError // by the guard; nil: not
+	waived      policy.Code           // what report mode let pass; empty: nothing
+	lenient     bool                  // the guard's refusal among it
+	placed      bool
+	recorded    bool
+
+	link     *link // what open opened
+	status   int
+	in, back int64       // bytes to and from the destination
+	failure  policy.Code // what went wrong behind the decision; empty: nothing
+}
+
+func (p *Proxy) begin(via string) *passage {
+	now := time.Now()
+	return &passage{
+		p: p, rules: p.rules.Load(), id: newID(now), began: now, via: via,
+		decision: policy.Deny(codeInternal, "no step has denied or allowed"),
+	}
+}
+
+// open is the straight line: destination, decide by name, resolve once, decide by address, hello, record, dial. It
+// reports whether x.link is there: a connection to where x wants to go, for which an allow is on record. If not,
+// x.decision or x.failure says why not. The caller ends the line with x.outcome, always.
+func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
+	defer x.rescue(&ok)
+	ctx, cancel := context.WithTimeout(ctx, 2*p.config.Limits.DialTimeout)
+	defer cancel()
+	var kept *link
+	switch {
+	case !x.admit():
+	case !x.byName():
+	case x.keeps(&kept): // its address was judged when it was dialled, by the same rules
+		x.decide()
+	case !x.resolve(ctx):
+	case !x.byAddress():
+	case !x.hello():
+	default:
+		x.decide()
+	}
+	if !x.record() || !x.decision.Allowed() {
+		kept.close()
+		return false
+	}
+	if kept != nil {
+		x.link = kept
+		return true
+	}
+	guard := x.rules.guard
+	if x.lenient {
+		guard = x.rules.lenient
+	}
+	began := time.Now()
+	c, err := guard.DialAddr(ctx, x.out.Host.Name, x.out.Addresses)
+	p.metrics.dialled(x, time.Since(began), err)
+	if err != nil {
+		return x.unreachable(err)
+	}
+	x.link, err = x.secure(ctx, c)
+	if err != nil {
+		return x.fail(codeTLS, err)
+	}
+	return true
+}
+
+// admit takes a place, which outcome gives back.
+func (x *passage) admit() bool {
+	x.placed = true
+	if n := x.p.inFlight.Add(1); n > int64(x.p.config.Limits.Tunnels) {
+		return x.denyAs(codeLimit, fmt.Sprintf("%d connections are open", n-1))
+	}
+	return true
+}
+
+// byName finds the destination and decides by name, so that a name that is denied is never looked up.
+func (x *passage) byName() bool {
+	exit, d := x.rules.exits.Select(x.out)
+	if exit.Destination != nil {
+		x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
+	}
+	return d.Code == "" || x.deny(d)
+}
+
+// keeps takes a connection to the same host that an earlier request left.
+func (x *passage) keeps(kept **link) bool {
+	if x.alone || x.destination == nil || !x.out.Request || x.waived != "" {
+		return false
+	}
+	l := x.rules.kept.take(x.out.Host)
+	if l == nil {
+		return false
+	}
+	*kept = l
+	x.out.Addresses = []netip.AddrPort{l.address}
+	return true
+}
+
+// resolve finds the addresses of the name, once: they are what is judged and dialled. Those of a led connection are known.
+func (x *passage) resolve(ctx context.Context) bool {
+	if x.fixed.IsValid() {
+		x.out.Addresses = []netip.AddrPort{x.fixed}
+		return true
+	}
+	found, err := x.rules.guard.Resolve(ctx, x.out.Host.Name, x.out.Host.Port)
+	if errors.As(err, &x.refused) && x.refuse() && x.lenient {
+		found, err = x.rules.lenient.Resolve(ctx, x.out.Host.Name, x.out.Host.Port)
+		errors.As(err, &x.refused)
+	}
+	switch {
+	case x.refused != nil && err != nil:
+		return x.refuse()
+	case err != nil:
+		return x.denyAs(codeResolve, "the name could not be resolved: "+err.Error())
+	}
+	for _, a := range found {
+		x.p.names.learn(x.out.Host.Name, a.Addr())
+	}
+	x.out.Addresses = found
+	return true
+}
+
+// byAddress decides by each address. What resolve has found was judged there already; what a broker said was not.
+func (x *passage) byAddress() bool {
+	if !x.fixed.IsValid() {
+		return true
+	}
+	err := x.rules.guard.Check(x.out.Host.Name, x.fixed)
+	if err == nil {
+		return true
+	}
+	if !errors.As(err, &x.refused) {
+		return x.denyAs(codeInternal, err.Error())
+	}
+	return x.refuse()
+}
+
+// refuse denies for the guard's reason. In report mode most of its refusals are waived.
+func (x *passage) refuse() bool {
+	r := x.refused
+	d := policy.Deny(policy.Code(r.Code), r.Reason)
+	switch r.Code {
+	case safedial.CodeEscapeTarget, safedial.CodeAmbiguousHost, safedial.CodeOwnAddress, safedial.CodeNotTCP:
+		x.decision = d
+		return false
+	}
+	x.lenient = x.deny(d)
+	return x.lenient
+}
+
+// hello asks the client, where it speaks TLS, for the server that it wants.
+func (x *passage) hello() bool {
+	if x.greet == nil || x.destination == nil || !x.exit.Destination.Named {
+		return true
+	}
+	h, err := x.greet()
+	if err != nil {
+		return x.denyAs(codeHello, "the client did not begin with a ClientHello: "+err.Error())
+	}
+	x.out.Hello = &h
+	return true
+}
+
+// decide asks the policy with all that was found. It is the only place where an allow comes from, but for report mode's.
+func (x *passage) decide() {
+	if x.waived != "" {
+		return
+	}
+	if d := x.rules.exits.Decide(x.exit, x.out); d.Allowed() || !x.deny(d) {
+		x.decision = d
+	}
+}
+
+// deny ends the line, unless report mode lets the denial pass: then the decision is the allow that says so.
+func (x *passage) deny(d policy.Decision) bool {
+	waived, ok := x.rules.exits.Waive(d)
+	if !ok {
+		x.decision = d
+		return false
+	}
+	if x.waived == "" {
+		x.decision, x.waived = waived, d.Code
+	}
+	return true
+}
+
+// denyAs ends the line for a reason that is no rule's, in report mode too.
+func (x *passage) denyAs(code policy.Code, reason string) bool {
+	x.decision = policy.Deny(code, reason)
+	return false
+}
+
+// unreachable says why nothing was dialled. What the guard refuses here, on the socket, it let pass before.
+func (x *passage) unreachable(err error) bool {
+	var denied *safedial.DeniedError
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.As(err, &denied):
+		return x.fail(policy.Code(denied.Code), err)
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return x.fail(codeDialTimeout, err)
+	}
+	return x.fail(codeDial, err)
+}
+
+// fail notes what went wrong behind an allow. The first reason is the reason.
+func (x *passage) fail(code policy.Code, err error) bool {
+	if x.failure == "" {
+		x.failure = code
+		x.p.log.Debug("an attempt failed", "attempt", x.id, "host", x.out.Host.String(), "code", string(code), "error", err)
+	}
+	return false
+}
+
+// rescue turns a panic of a step into a denial, or a failure if the allow is on record.
+func (x *passage) rescue(ok *bool) {
+	if p := recover(); p != nil {
+		*ok = false
+		x.fault(p)
+		if x.recorded {
+			x.failure = codeInternal
+			return
+		}
+		x.decision = policy.Deny(codeInternal, "a step panicked; the log has the stack")
+		x.record()
+	}
+}
+
+// fault logs a panic. Its value may hold anything of the request, so only that of the runtime is written out.
+func (x *passage) fault(p any) {
+	what := fmt.Sprintf("%T", p)
+	if err, ok := p.(interface {
+		error
+		RuntimeError()
+	}); ok {
+		what = err.Error()
+	}
+	x.p.log.Error("panic in an attempt", "attempt", x.id, "panic", what, "stack", string(debug.Stack()))
+}

@@ -1,0 +1,109 @@
+package egress
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/audit"
+)
+
+// level is how far an attempt can be traced to what caused it: to the process of the service, no further.
+const level = "process"
+
+// record puts the decision into the audit log. If the log does not accept it, nothing happens.
+func (x *passage) record() bool {
+	d := x.decision
+	d.Route = "" // the destination's name, which stands in the detail
+	err := x.p.config.Audit.Record(audit.Record{
+		ID:       x.id,
+		Time:     x.began,
+		Point:    "egress",
+		Decision: d,
+		Method:   x.out.Method,
+		Path:     x.out.Path,
+		Host:     x.out.Host.Name,
+		Source:   x.peer,
+		Detail:   x.detail(),
+	})
+	if err != nil {
+		x.p.log.Error("record a decision: the attempt is refused", "attempt", x.id, "error", err)
+		x.failure = codeAudit
+		return false
+	}
+	x.recorded = true
+	return true
+}
+
+func (x *passage) detail() map[string]any {
+	d := map[string]any{"level": level, "via": x.via}
+	if name := x.name(); name != "" {
+		d["destination"] = name
+	}
+	if x.out.Host.Port != 0 {
+		d["port"] = int(x.out.Host.Port)
+	}
+	if x.process != 0 {
+		d["process"] = x.process
+	}
+	if len(x.out.Addresses) > 0 {
+		addresses := make([]string, len(x.out.Addresses))
+		for i, a := range x.out.Addresses {
+			addresses[i] = a.Addr().String()
+		}
+		d["addresses"] = addresses
+	}
+	if h := x.out.Hello; h != nil && h.ServerName != "" && h.ServerName != x.out.Host.Name {
+		d["server_name"] = h.ServerName
+	}
+	if x.skipped > 0 {
+		d["unrecorded"] = x.skipped
+	}
+	if x.waived != "" {
+		d["would"] = string(x.waived)
+	}
+	if x.refused != nil && x.refused.Entry != "" {
+		d["entry"] = x.refused.Entry
+	}
+	return d
+}
+
+// outcome ends the line, however it went. It is deferred by whoever began the passage.
+func (x *passage) outcome() {
+	now := time.Now()
+	if x.recorded {
+		o := audit.Outcome{
+			ID: x.id, Time: now, Status: x.status, Duration: now.Sub(x.began), Error: string(x.failure),
+			BytesIn: x.in, BytesOut: x.back,
+		}
+		if err := x.p.config.Audit.Outcome(o); err != nil {
+			x.p.log.Error("record an outcome", "attempt", x.id, "error", err)
+		}
+	}
+	if !x.unmetered {
+		x.p.metrics.done(x)
+	}
+	x.leave()
+}
+
+// leave gives the attempt's place back.
+func (x *passage) leave() {
+	if x.placed {
+		x.placed = false
+		x.p.inFlight.Add(-1)
+	}
+}
+
+// newID names an attempt: 32 hex digits, the milliseconds since 1970 in the first 12, chance in the rest, so that ids
+// sort by time and cannot be guessed.
+func newID(now time.Time) string {
+	var b [16]byte
+	rand.Read(b[6:])
+	ms := uint64(now.UnixMilli())
+	for i := range 6 {
+		b[i] = byte(ms >> (8 * (5 - i)))
+	}
+	var s [32]byte
+	hex.Encode(s[:], b[:])
+	return string(s[:])
+}
