@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,21 +66,34 @@ func (c channel) send(v any, fd int) error {
 		return err
 	}
 	frame := append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...)
-	var rights []byte
 	if fd >= 0 {
-		rights = unix.UnixRights(fd)
+		// With the first byte; only a thread that has no filter sends descriptors.
+		n, err := unix.SendmsgN(c.fd, frame[:1], unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+		if err != nil {
+			return err
+		}
+		frame = frame[n:]
 	}
 	for len(frame) > 0 {
-		n, err := unix.SendmsgN(c.fd, frame, rights, nil, unix.MSG_NOSIGNAL)
+		n, err := sendBytes(c.fd, frame)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		frame, rights = frame[n:], nil
+		frame = frame[n:]
 	}
 	return nil
+}
+
+// sendBytes is send(2): a filter may refuse sendmsg(2), and write(2) would end us if nobody reads.
+func sendBytes(fd int, p []byte) (int, error) {
+	n, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // receive reads one frame into v; fd is -1 unless a descriptor came with it. At the end of the stream it returns io.EOF.

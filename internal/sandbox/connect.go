@@ -344,8 +344,8 @@ func connectBytes(fd int, address []byte) unix.Errno {
 	return errno
 }
 
-// sendBytes is sendto(2) with the bytes of a struct sockaddr. It does not wait.
-func sendBytes(fd int, payload []byte, flags int, address []byte) (int, unix.Errno) {
+// sendTo is sendto(2) with the bytes of a struct sockaddr. It does not wait.
+func sendTo(fd int, payload []byte, flags int, address []byte) (int, unix.Errno) {
 	payload = append(payload, 0) // so that it has an address even if it is empty
 	n, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&payload[0])), uintptr(len(payload)-1),
 		uintptr(flags|unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT), uintptr(unsafe.Pointer(&address[0])), uintptr(len(address)))

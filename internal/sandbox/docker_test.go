@@ -118,7 +118,11 @@ func TestDocker(t *testing.T) {
 	}}
 	attacks := job{Path: "/bin/walls", Profile: Profile{Dir: "/", Listen: on(3000), Write: []string{"/data"}}, Args: []string{"/bin/walls", "probe",
 		"status", "fds", "listen 0.0.0.0:3000", "listen [::]:3000", "autobind", "socket 2 1 262", "socket 17 3 768", "socket 40 1 0", "uring", "unshare", "ptrace",
-		"kill-parent", "parent environ", "fastopen", "run-copy /data", "run-memfd", "read /etc/shadow", "setuid", "race-address 3000 500", "race-listen 3000 50"}}
+		"kill-parent", "parent environ", "fastopen", "run-copy /data", "run-memfd", "read /etc/shadow", "setuid", "race-address 3000 500", "race-listen 3000 50",
+		"relisten 0.0.0.0:3000", "connect 127.0.0.1:2375", "connect 169.254.169.254:80", "connect [fd00:ec2::254]:80", "socket 1 2 0", "socket 2 2 0"},
+		Ways: map[string]string{"tcp 127.0.0.1:3000": "direct"}}
+	names := job{Path: "/bin/walls", Profile: Profile{Dir: "/", UDP: "dns"}, Args: []string{"/bin/walls", "probe", "dns-sendto 127.0.0.53:53", "dns-sendto 127.0.0.11:53", "sendto 127.0.0.1:54", "sendmsg 127.0.0.11:53"},
+		Ways: map[string]string{"resolve": "hello"}}
 	for _, c := range []struct {
 		name   string
 		flags  []string
@@ -166,6 +170,8 @@ func TestDocker(t *testing.T) {
 				"uring": "function not implemented", "unshare": "operation not permitted", "ptrace": "operation not permitted", "kill-parent": "operation not permitted",
 				"parent environ": "permission denied", "fastopen": "operation not supported", "run-memfd": "function not implemented",
 				"read /etc/shadow": "permission denied", "setuid": "operation not permitted", "race-address 3000 500": "ok", "race-listen 3000 50": "ok",
+				"relisten 0.0.0.0:3000": "ok", "connect 127.0.0.1:2375": "permission denied", "connect 169.254.169.254:80": "permission denied",
+				"connect [fd00:ec2::254]:80": "permission denied", "socket 1 2 0": "permission denied", "socket 2 2 0": "permission denied",
 			} {
 				if !strings.HasSuffix(answers[do], want) {
 					t.Errorf("%s: %q, want %q", do, answers[do], want)
@@ -173,6 +179,13 @@ func TestDocker(t *testing.T) {
 			}
 			if strings.Contains(r.out, "name=0.0.0.0") || strings.Contains(r.out, "name=[::]:") {
 				t.Error("something listens on every address")
+			}
+			if how := e[protBroker].Detail; !strings.Contains(how, "made by the supervisor") {
+				t.Errorf("the container's own filter should leave one way only: %s", how)
+			}
+			r = inside("supervise", names)
+			if r.code != 0 || strings.Count(r.out, "dns-sendto 127.0.0.53:53: ok") != 1 || strings.Count(r.out, "dns-sendto 127.0.0.11:53: ok") != 1 || strings.Count(r.out, "permission denied") != 2 {
+				t.Errorf("%d %s%s", r.code, r.out, r.err)
 			}
 			r = inside("supervise", service)
 			var got map[string]string

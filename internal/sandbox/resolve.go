@@ -40,7 +40,7 @@ func (b *broker) sendTo(n *notification) (int, unix.Errno) {
 	}
 	switch {
 	case o.domain == unix.AF_NETLINK: // to the kernel: the filter leaves no other protocol than that of routes
-		return sendBytes(o.fd, payload, int(n.Data.Args[3]), address)
+		return sendTo(o.fd, payload, int(n.Data.Args[3]), address)
 	case o.kind != unix.SOCK_DGRAM || (o.domain != unix.AF_INET && o.domain != unix.AF_INET6):
 		return 0, unix.EACCES
 	}

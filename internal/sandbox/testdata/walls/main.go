@@ -65,7 +65,11 @@ func main() {
 		for _, do := range os.Args[2:] {
 			verb, argument, _ := strings.Cut(do, " ")
 			err := fmt.Errorf("no such probe")
-			if f := probes()[verb]; f != nil {
+			f := probes()[verb]
+			if f == nil {
+				f = connects()[verb]
+			}
+			if f != nil {
 				err = f(argument)
 			}
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -27,13 +28,42 @@ func bindAtSignal(file string) error {
 	return os.WriteFile(file, []byte(fmt.Sprint(err)), 0o600)
 }
 
-// leave starts a process that no group signal reaches, and says who is who.
-func leave(file string) error {
+// connectAtSignal is bindAtSignal with a connect.
+func connectAtSignal(a string) error {
+	file, address, _ := strings.Cut(a, " ")
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGUSR1)
+	family, sa := sockaddr(address)
+	fd, err := socket(family, unix.SOCK_STREAM, 0)
+	fmt.Println("ready")
+	select {
+	case <-c:
+	case <-time.After(30 * time.Second):
+	}
+	// The signal may come before the kernel has closed the listener of a process that is being killed.
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if err == nil {
+			err = unix.Connect(fd, sa)
+		}
+		if err == nil || err == unix.ENOSYS || time.Now().After(deadline) {
+			break
+		}
+		err = nil
+	}
+	return os.WriteFile(file, []byte(fmt.Sprint(err)), 0o600)
+}
+
+// leave starts a process that no group signal reaches, and says who is who. It runs a probe, or the one that binds.
+func leave(a string) error {
+	do := a
+	if !strings.Contains(a, " ") {
+		do = "bind-at-usr1 " + a
+	}
 	ready, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	pid, err := syscall.ForkExec(os.Args[0], []string{os.Args[0], "probe", "bind-at-usr1 " + file},
+	pid, err := syscall.ForkExec(os.Args[0], []string{os.Args[0], "probe", do},
 		&syscall.ProcAttr{Files: []uintptr{0, w.Fd(), 2}, Sys: &syscall.SysProcAttr{Setsid: true}})
 	if err != nil {
 		return err
