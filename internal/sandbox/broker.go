@@ -32,8 +32,9 @@ type broker struct {
 	resolve  func(query []byte) []byte
 	log      *slog.Logger
 
-	from listener // set before the first call is handled
-	poll int      // epoll: the listener, and sockets that are connecting
+	aside sync.WaitGroup // copies that are being closed
+	from  listener       // set before the first call is handled
+	poll  int            // epoll: the listener, and sockets that are connecting
 
 	mu      sync.Mutex
 	serving bool // from is open
@@ -152,6 +153,7 @@ func (b *broker) close() {
 	for _, fd := range last {
 		shut(fd)
 	}
+	b.aside.Wait()
 }
 
 // handle decides one call. Unless now is true the answer is given later.
@@ -214,7 +216,7 @@ func (b *broker) hold(o *twin) unix.Errno {
 		return unix.ENOSYS
 	}
 	if len(b.held) >= maxHeld {
-		go shut(b.release(slices.MinFunc(slices.Collect(maps.Values(b.held)), func(x, y *twin) int { return cmp.Compare(x.number, y.number) })))
+		b.shutAside(b.release(slices.MinFunc(slices.Collect(maps.Values(b.held)), func(x, y *twin) int { return cmp.Compare(x.number, y.number) })))
 	}
 	b.made++
 	o.inode, o.number, o.since = st.Ino, b.made, time.Now()
@@ -288,6 +290,13 @@ func (b *broker) release(o *twin) (last int) {
 func shut(fd int) {
 	if fd != nothing {
 		unix.Close(fd)
+	}
+}
+
+// shutAside is shut where others wait.
+func (b *broker) shutAside(fd int) {
+	if fd != nothing {
+		b.aside.Go(func() { unix.Close(fd) })
 	}
 }
 

@@ -18,19 +18,26 @@ func (b *broker) socketOf(tid uint32, fd int) (uint64, unix.Errno) {
 	if tid == 0 || fd < 0 { // 0: in no process namespace that we see
 		return 0, unix.EBADF
 	}
-	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tid, fd))
+	var room [64]byte // a socket's link is shorter
+	size, err := unix.Readlink("/proc/"+strconv.Itoa(int(tid))+"/fd/"+strconv.Itoa(fd), room[:])
 	if errno := b.unreadable(tid, err, unix.EBADF); errno != 0 {
 		return 0, errno
 	}
-	number, ok := strings.CutPrefix(link, "socket:[")
+	inode, ok := socketLink(string(room[:size]))
 	if !ok {
 		return 0, unix.ENOTSOCK
 	}
-	inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64)
-	if err != nil {
-		return 0, unix.ENOTSOCK
-	}
 	return inode, 0
+}
+
+// socketLink reads what the link of a socket's descriptor says: "socket:[inode]".
+func socketLink(link string) (inode uint64, ok bool) {
+	number, ok := strings.CutPrefix(link, "socket:[")
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64)
+	return inode, err == nil
 }
 
 // descriptorFlags tells how the caller's descriptor was opened.
@@ -73,7 +80,7 @@ func (b *broker) readAddress(n *notification, at uint64, size uint32) ([]byte, u
 // readMemory copies out of the caller's memory what has to be decided on, and makes sure that it was the caller's.
 // /proc and not process_vm_readv(2), which a default container refuses.
 func (b *broker) readMemory(n *notification, at uint64, size int) ([]byte, unix.Errno) {
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/mem", n.TID), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open("/proc/"+strconv.Itoa(int(n.TID))+"/mem", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errno := b.unreadable(n.TID, err, unix.EFAULT); errno != 0 {
 		return nil, errno
 	}

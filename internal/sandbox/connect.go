@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -108,15 +109,26 @@ func (b *broker) lead(n *notification, o *twin, to netip.AddrPort, w Way) {
 		b.finish(n, o, w, errno)
 		return
 	}
-	b.perform(n, o, w, func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
+	b.perform(n, o, w, w.Via.Addr().IsLoopback(), func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
 }
 
-// perform connects at once if the socket does not block, else in a thread that may wait.
-func (b *broker) perform(n *notification, o *twin, w Way, connect func() unix.Errno) {
+// soon is how long the thread that all wait for may wait for one connect(2): to a listener of our own on loopback, which
+// takes microseconds unless its queue is full.
+const soon = 2 * time.Millisecond
+
+// perform connects at once if the socket does not block, or if near is true and it takes no time, else in a thread that
+// may wait.
+func (b *broker) perform(n *notification, o *twin, w Way, near bool, connect func() unix.Errno) {
 	flags, err := unix.FcntlInt(uintptr(o.fd), unix.F_GETFL, 0)
 	if err != nil || flags&unix.O_NONBLOCK != 0 {
 		b.finish(n, o, w, connect())
 		return
+	}
+	if near {
+		if errno := within(soon, o.fd, connect); errno != unix.EINPROGRESS {
+			b.finish(n, o, w, errno)
+			return
+		}
 	}
 	b.mu.Lock()
 	full := b.blocked >= maxBlocked
@@ -138,6 +150,24 @@ func (b *broker) perform(n *notification, o *twin, w Way, connect func() unix.Er
 		b.mu.Unlock()
 		b.finish(n, o, w, errno)
 	}()
+}
+
+// within connects a socket that blocks for at most d; then it is EINPROGRESS, and goes on. The program's own timeout is
+// put back.
+func within(d time.Duration, fd int, connect func() unix.Errno) unix.Errno {
+	theirs, err := unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+	if err != nil {
+		return unix.EINPROGRESS
+	}
+	ours := unix.NsecToTimeval(d.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &ours); err != nil {
+		return unix.EINPROGRESS
+	}
+	errno := connect()
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, theirs); err != nil {
+		return errnoOf(err)
+	}
+	return errno
 }
 
 // finish is what follows connect(2): the copy is given up, or kept until it is known how connecting ends.
@@ -213,7 +243,7 @@ func (b *broker) settled(fd int, events uint32) {
 	} else {
 		b.retire(o, pastConnected)
 	}
-	go b.put(o) // not on this thread, which others wait for
+	b.aside.Go(func() { b.put(o) }) // not on this thread, which others wait for
 	if ended != nil {
 		ended(err)
 	}
@@ -289,7 +319,7 @@ func (b *broker) connectUnix(n *notification, o *twin, address []byte) (errno un
 				ended(err)
 			}
 		}
-		b.perform(n, o, w, func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
+		b.perform(n, o, w, false, func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
 	}
 	b.mu.Lock()
 	theirs := b.files[id] && slices.ContainsFunc(b.writable, func(w string) bool { return beneath(real, w) })

@@ -66,6 +66,7 @@ type job struct {
 	Pipes   bool
 	Timeout time.Duration
 	Ways    map[string]string // what the hook answers, see Job
+	Quiet   bool              // say nothing of each
 
 	as     uint32            // start the supervisor as this uid and gid; 0 is who we are
 	prep   func(*exec.Cmd)   // last changes to the supervisor's command

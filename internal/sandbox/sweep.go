@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -55,9 +54,9 @@ func (b *broker) sweep(before time.Time) time.Duration {
 		case o.missed > 0:
 			if b.waiting[o.fd] == o {
 				b.unwatch(o)
-				go shut(b.drop(o))
+				b.shutAside(b.drop(o))
 			}
-			go shut(b.release(o))
+			b.shutAside(b.release(o))
 		default:
 			o.missed++
 		}
@@ -88,10 +87,8 @@ func socketsInUse() map[uint64]bool {
 			if err != nil {
 				continue
 			}
-			if number, ok := strings.CutPrefix(link, "socket:["); ok {
-				if inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64); err == nil {
-					inodes[inode] = true
-				}
+			if inode, ok := socketLink(link); ok {
+				inodes[inode] = true
 			}
 		}
 	}

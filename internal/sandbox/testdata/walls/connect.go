@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ func connects() map[string]func(string) error {
 		"again":           connectAgain,
 		"errors":          connectErrors,
 		"fin":             connectFIN,
+		"connect-times":   connectTimes,
 		"options":         connectOptions,
 		"many":            connectMany,
 		"race-connect":    raceConnect,
@@ -581,6 +583,40 @@ func dnsBy(address string, connected bool) error {
 		if want := sa.(*unix.SockaddrInet4); got.Addr != want.Addr || got.Port != want.Port {
 			return fmt.Errorf("answered by %v:%d", got.Addr, got.Port)
 		}
+	}
+	return nil
+}
+
+// connectTimes prints the median of connecting, waiting and not, and connections a second, in a form for a benchmark.
+func connectTimes(a string) error {
+	address, count, _ := strings.Cut(a, " ")
+	n, _ := strconv.Atoi(count)
+	family, sa := sockaddr(address)
+	for _, how := range []struct {
+		name  string
+		flags int
+	}{{"waiting", 0}, {"polling", unix.SOCK_NONBLOCK}} {
+		times := make([]time.Duration, 0, n)
+		began := time.Now()
+		for range n {
+			start := time.Now()
+			fd, err := socket(family, unix.SOCK_STREAM|how.flags, 0)
+			if err != nil {
+				return err
+			}
+			if err := unix.Connect(fd, sa); err == unix.EINPROGRESS {
+				unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 1000)
+			} else if err != nil {
+				return err
+			}
+			times = append(times, time.Since(start))
+			// Reset, or the ports that wait would be what is measured.
+			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			unix.Close(fd)
+		}
+		total := time.Since(began)
+		slices.Sort(times)
+		fmt.Printf("%s p50=%d p99=%d rate=%d\n", how.name, times[n/2].Nanoseconds(), times[n*99/100].Nanoseconds(), int(float64(n)/total.Seconds()))
 	}
 	return nil
 }

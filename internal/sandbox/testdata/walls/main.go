@@ -36,7 +36,8 @@ type Job struct {
 	// Ways is what the hook answers: "tcp 192.0.2.7:80" or "tcp *" to "direct" or to the address that it is led to, "unix
 	// /path" to "allow", "udp *" to an address; a "later " before it answers from another goroutine. All else is refused.
 	// "resolve" is what a DNS question by a datagram is answered with.
-	Ways map[string]string
+	Ways  map[string]string
+	Quiet bool // say nothing of each connection
 }
 
 func main() {
@@ -165,6 +166,9 @@ func (j Job) way(a sandbox.Attempt, done func(sandbox.Way)) {
 	w := sandbox.Way{
 		Begun: func(from netip.AddrPort) { fmt.Fprintln(os.Stderr, "begun:", what, from.Addr()) },
 		Ended: func(err error) { fmt.Fprintln(os.Stderr, "ended:", what, err) },
+	}
+	if j.Quiet {
+		w.Begun, w.Ended = nil, nil
 	}
 	switch {
 	case text == "direct":
