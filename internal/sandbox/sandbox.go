@@ -15,22 +15,33 @@
 //   - it has a user of its own, no capability, no new privileges, and only the descriptors and variables it was given;
 //   - Landlock lets it read, write and execute only what the profile names, and nothing that it can write can it
 //     execute; it bars it from signalling, tracing and reading processes outside, and from binding TCP ports itself;
-//   - a seccomp filter closes, by value, the system calls that go around Landlock or lead out of a container;
-//   - bind(2) and listen(2) go to the supervisor, which does them itself, on its own copy of the address and with
-//     sockets that it made: whatever the program asks for, its listeners are on loopback. No request is ever
+//   - a seccomp filter closes, by value, the system calls that go around Landlock or lead out of a container, and the
+//     datagram sockets, whose address stands where no filter sees it;
+//   - socket(2), connect(2), bind(2) and listen(2) go to the supervisor, the connection broker, which performs them itself:
+//     on its own copy of the program's socket, with its own copy of the address. Whatever the program asks for, its
+//     listeners are on loopback, and it is connected where Command.Connect says and nowhere else. No request is ever
 //     answered with "continue", so there is nothing to gain by changing an argument after it was judged.
 //
 // Before the program begins, the child tries each protection from inside the finished walls. What was asked for and
 // does not hold is a gap, and a gap refuses to start unless Profile.AcceptGaps names it.
 //
-// What it does not do. Outgoing connections, UDP included, are the kernel's and unlimited in this version (Network
-// "broker" is therefore a gap), and so are connections to unix sockets with a path: keep the container runtime's
-// socket out of the container. Landlock guards execve, not mmap: an interpreter that may run can still load a file
-// that was written, and the dynamic loader can map one; a directory that is both writable and readable is still
-// data. File names and metadata (stat) are visible everywhere. Processes that `docker exec` or a health check
-// starts stand outside the walls. A socket option set before bind is lost, because bind gives the program another
-// socket; epoll must be told of a socket after bind, as every event loop we know does. A program that its user may
-// not read (mode 0711) cannot bind, because its supervisor cannot read the address it asks for.
+// How far outgoing connections are limited is the network level. "broker": each is judged by its address, and led to
+// where the hook says, without the program's help. "ports": nobody is asked, the program has TCP sockets only and
+// Landlock lets it connect to one port, at whatever address; it must know its proxy. "none": no internet sockets. If the
+// supervisor dies, the kernel answers ENOSYS to whatever was its to decide.
+//
+// The broker needs no capability and no system call that a default container refuses. It comes by the program's sockets
+// in one of two ways, which the start finds out by trying: where pidfd_getfd(2) works it fetches a socket when it is to
+// be connected; elsewhere it makes every socket, and keeps a copy until it is connected or listens. A socket of which it
+// has no copy (one that somebody sent, or that the program closed and sent itself) connects to nobody.
+//
+// What it does not do. Landlock guards execve, not mmap: an interpreter that may run can still load a file that was
+// written, and the dynamic loader can map one; a directory that is both writable and readable is still data. File names
+// and metadata (stat) are visible everywhere. Processes that `docker exec` or a health check starts stand outside the
+// walls. A program that its user may not read (mode 0711) has no sockets, because its supervisor cannot read the
+// addresses it asks for. The peer of a unix socket sees the supervisor's process id in SO_PEERCRED. A blocking connect
+// cannot be interrupted by a signal that the program handles. With network "ports" and no way to fetch, bind gives the
+// program another socket: what it set on its own is lost, and epoll must be told of it after bind.
 package sandbox
 
 import (
