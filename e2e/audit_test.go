@@ -66,7 +66,7 @@ type written struct {
 	outcome  *auditLine
 }
 
-// entries are the gate's decisions with their outcomes, and what is wrong with the book: an outcome without a decision
+// entries are both gates' decisions with their outcomes, and what is wrong with the book: an outcome without a decision
 // before it, an id twice.
 func entries(t testing.TB, book string) (all map[string]written, wrong []string) {
 	t.Helper()
@@ -79,7 +79,7 @@ func entries(t testing.TB, book string) (all map[string]written, wrong []string)
 		case l.outcome():
 			e.outcome = &l
 			all[l.ID] = e
-		case l.Point != "ingress":
+		case l.Point != "ingress" && l.Point != "egress":
 		case known:
 			wrong = append(wrong, fmt.Sprintf("two decisions have the id %s", l.ID))
 		default:

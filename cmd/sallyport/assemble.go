@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/ingress"
 	"github.com/sallyport/sallyport/internal/keys"
 )
@@ -46,14 +47,15 @@ func (t *terminal) warn(warnings config.Errors) {
 	}
 }
 
-// gate is everything behind the data listener, built from one file and ready to serve.
+// gate is everything behind the listeners, built from one file and ready to serve.
 type gate struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	audit    *audit.Log
 	ring     *keys.Ring // nil where no assertion is made
 	gateway  *ingress.Gateway
-	listener net.Listener
+	behind   *egress.Proxy
+	doors    doors
 	service  *service // nil where somebody else runs it
 
 	reloading sync.Mutex // one reload at a time
@@ -64,8 +66,8 @@ type gate struct {
 
 // assemble opens what the file names, in the order in which a failure loses nothing: the book first, since without
 // it nothing else may happen.
-func assemble(f *config.File, log *slog.Logger, l net.Listener) (g *gate, err error) {
-	g = &gate{file: f, log: log, listener: l, registry: prometheus.NewRegistry()}
+func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
+	g = &gate{file: f, log: log, doors: d, registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -104,6 +106,9 @@ func assemble(f *config.File, log *slog.Logger, l net.Listener) (g *gate, err er
 	})
 	if err != nil {
 		return nil, fmt.Errorf("build the gate: %w", err)
+	}
+	if err := g.newBehind(f, d); err != nil {
+		return nil, err
 	}
 	return g, nil
 }
@@ -156,7 +161,7 @@ func (g *gate) reload(ctx context.Context) error {
 		r.Verifier.Close()
 		return fmt.Errorf("reload: the old configuration stays: %w", err)
 	}
-	if err := g.gateway.Swap(r); err != nil {
+	if err := g.swap(r, f, before); err != nil {
 		r.Verifier.Close()
 		return fmt.Errorf("reload: the old configuration stays: %w", err)
 	}
@@ -165,7 +170,19 @@ func (g *gate) reload(ctx context.Context) error {
 	g.verifier, g.file = r.Verifier, f
 	g.mu.Unlock()
 	old.Close()
-	g.log.Info("configuration reloaded", "file", f.Path, "routes", len(f.Ingress.Routes), "issuers", len(f.Ingress.Issuers))
+	g.log.Info("configuration reloaded", "file", f.Path, "routes", len(f.Ingress.Routes), "issuers", len(f.Ingress.Issuers),
+		"destinations", len(f.Egress.Rules.Destinations))
+	return nil
+}
+
+// swap replaces the rules of both gates, or of neither.
+func (g *gate) swap(r ingress.Rules, f, before *config.File) error {
+	if err := g.behind.Swap(f.Egress.Rules); err != nil {
+		return err
+	}
+	if err := g.gateway.Swap(r); err != nil {
+		return errors.Join(err, g.behind.Swap(before.Egress.Rules))
+	}
 	return nil
 }
 
@@ -185,6 +202,8 @@ func fixedDifference(a, b *config.File) string {
 		{"ingress.resource_metadata", a.Ingress.ResourceMetadata, b.Ingress.ResourceMetadata},
 		{"ingress.keep_keys", a.Ingress.KeepKeys, b.Ingress.KeepKeys},
 		{"ingress.assertion", a.Ingress.Assertion != nil, b.Ingress.Assertion != nil},
+		{"egress.listen", a.Egress.Listen, b.Egress.Listen},
+		{"egress.limits", a.Egress.Limits, b.Egress.Limits},
 		{"audit", a.Audit, b.Audit},
 		{"keys", a.Keys, b.Keys},
 		{"admin", a.Admin, b.Admin},

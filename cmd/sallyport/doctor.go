@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"text/tabwriter"
 
@@ -18,7 +19,8 @@ func newDoctor(t *terminal) *cobra.Command {
 		Short: "Show what this kernel and container let the walls enforce, by trying it",
 		Long: `Try each protection of the sandbox in a child process, on this kernel and in this
 container, and print what was asked, what is in force and how it was tried. What
-doctor says is denied was denied a moment ago.
+doctor says is denied was denied a moment ago. The last line is the network level
+(sandbox.network) that holds.
 
 With -c the profile is that of the file, else the default one. CMD is the program
 that the profile is for; it is looked up, not started.
@@ -38,7 +40,8 @@ sandbox.accept_gaps.`,
 				if err != nil {
 					return err
 				}
-				if profile, err = profileFor(file); err != nil {
+				proxy, _ := netip.ParseAddrPort(file.Egress.Listen) // not open here: its port will do
+				if profile, err = profileFor(file, proxy); err != nil {
 					return err
 				}
 			}
@@ -70,7 +73,7 @@ func printPlan(t *terminal, f format, plan sandbox.Plan, accepted []string) erro
 		}
 	}
 	if f == "json" {
-		if err := t.json(map[string]any{"uid": os.Getuid(), "gaps": gaps, "protections": plan.Protections}); err != nil {
+		if err := t.json(map[string]any{"uid": os.Getuid(), "network": level(plan), "gaps": gaps, "protections": plan.Protections}); err != nil {
 			return err
 		}
 		return findings(gaps)
@@ -97,10 +100,17 @@ func printPlan(t *terminal, f format, plan sandbox.Plan, accepted []string) erro
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	fmt.Fprintf(t.out, "\nnetwork: %s asked, %s in force\n", plan.Asked, plan.Level)
 	if gaps > 0 {
 		t.note("%d protections that were asked for are not in force here: run refuses to start unless sandbox.accept_gaps names them", gaps)
 	}
 	return findings(gaps)
+}
+
+// level says which of the network levels (sandbox.network) was asked for and which holds: "broker", "ports", "none", or
+// "open" where outgoing connections are not limited.
+func level(p sandbox.Plan) map[string]string {
+	return map[string]string{"asked": p.Asked, "in_force": p.Level}
 }
 
 func findings(n int) error {

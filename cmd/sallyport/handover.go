@@ -40,7 +40,7 @@ func handOver(f *config.File) error {
 			return err
 		}
 	}
-	for _, address := range []string{f.Admin.Listen, f.Ingress.Listen} {
+	for _, address := range []string{f.Admin.Listen, f.Ingress.Listen, f.Egress.Listen} {
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {
 			if err := h.give(path); err != nil {
 				return err

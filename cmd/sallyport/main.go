@@ -1,5 +1,6 @@
 // Command sallyport stands around a service: a gate in front that verifies
-// bearer tokens, walls around its process, and a book of every decision.
+// bearer tokens, a gate behind that lets out to known places only, walls around
+// its process, and a book of every decision.
 //
 // This package is flags, wiring and exit codes; one file per command. What is
 // decided is decided in the packages below internal.

@@ -12,9 +12,9 @@ import (
 const about = `sallyport ends the path from a bearer token to the host.
 
 It stands around a service in its container: nothing reaches the service without
-a verified token that the route allows, the service cannot leave its corner by
-file, system call or listening socket, and every decision is recorded before it
-takes effect.
+a verified token that the route allows, nothing leaves it but to destinations that
+are written down, it cannot leave its corner by file, system call or socket, and
+every decision is recorded before it takes effect.
 
     ENTRYPOINT ["sallyport", "run", "--", "node", "dist/main.js"]
 

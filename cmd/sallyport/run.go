@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -27,21 +28,25 @@ func newRun(t *terminal) *cobra.Command {
 	var patience time.Duration
 	c := &cobra.Command{
 		Use:   "run [-c FILE] -- CMD [ARG...]",
-		Short: "Run a service behind the gate and inside the walls",
-		Long: `Run CMD as a service that nobody reaches but through the gate.
+		Short: "Run a service between the gates and inside the walls",
+		Long: `Run CMD as a service that nobody reaches but through the gate in front, and that
+reaches nobody but through the gate behind.
 
-sallyport opens its listener, gives up every privilege it does not need, builds
+sallyport opens its listeners, gives up every privilege it does not need, builds
 the walls of the sandbox section around CMD, proves from inside that they hold,
 and only then lets CMD begin. CMD can listen on loopback only, on the port of
-ingress.upstream; a service that asks for 0.0.0.0 is led to 127.0.0.1. What the
-kernel cannot enforce refuses to start, unless sandbox.accept_gaps names it.
+ingress.upstream; a service that asks for 0.0.0.0 is led to 127.0.0.1. CMD can
+connect to what egress.destinations names, and to nothing else (sandbox.network).
+What the kernel cannot enforce refuses to start, unless sandbox.accept_gaps names
+it.
 
 It does what PID 1 of a container has to do: it forwards signals, reaps orphans
 and returns the service's exit code (128+n when signal n ended it).
 
 The service finds in its environment what it needs to verify the assertion that
 it receives in place of the token: SALLYPORT_ISSUER, SALLYPORT_AUDIENCE,
-SALLYPORT_HEADER and SALLYPORT_JWKS_FILE.
+SALLYPORT_HEADER and SALLYPORT_JWKS_FILE; RES_OPTIONS=use-vc, so that names are
+looked up over TCP; and with sandbox.network: ports HTTP_PROXY and its like.
 
 Signals: SIGTERM and SIGINT stop accepting, drain (ingress.limits.drain_timeout)
 and then end the service; a second one ends it at once. SIGHUP opens the audit
@@ -95,12 +100,14 @@ type service struct {
 }
 
 func run(ctx context.Context, t *terminal, f *config.File, args []string, log *slog.Logger, patience time.Duration) error {
-	profile, err := profileFor(f)
+	s, err := start(f, log)
 	if err != nil {
 		return err
 	}
-	s, err := start(f, log)
+	profile, err := profileFor(f, s.doors.proxy())
 	if err != nil {
+		s.doors.close()
+		s.gate.close()
 		return err
 	}
 	svc := &service{command: args, log: log, ended: make(chan struct{})}
@@ -110,6 +117,7 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 	}
 	svc.process, err = sandbox.Launch(ctx, profile, sandbox.Command{
 		Path: args[0], Args: args, Stdin: t.in, Stdout: t.out, Stderr: t.err, Logger: log,
+		Connect: connect(s.behind), Resolve: resolve(context.WithoutCancel(ctx), s.behind),
 	})
 	if err != nil {
 		s.abandon()
@@ -230,11 +238,12 @@ func (s *service) forward(sig os.Signal) {
 	}
 }
 
-// profileFor completes the profile with what the gate itself makes necessary: where the service listens is where the
-// gate forwards to, and what it verifies assertions with it must be able to read.
-func profileFor(f *config.File) (sandbox.Profile, error) {
+// profileFor completes the profile with what the gates themselves make necessary: what the service verifies assertions
+// with it must be able to read, and it must find its way out. proxy is where the forward proxy listens.
+func profileFor(f *config.File, proxy netip.AddrPort) (sandbox.Profile, error) {
 	p := f.Sandbox
-	env := make(map[string]string, len(p.Env.Set)+4)
+	p.Proxy = proxy.Port()
+	env := outgoing(p, proxy)
 	for k, v := range p.Env.Set {
 		env[k] = v
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -25,16 +24,18 @@ func newServe(t *terminal) *cobra.Command {
 	var level slog.Level
 	c := &cobra.Command{
 		Use:   "serve [-c FILE]",
-		Short: "Run the gate alone, for a service that runs elsewhere",
+		Short: "Run the gates alone, for a service that runs elsewhere",
 		Long: `Run the gate in front of a service that somebody else starts: as a sidecar, or as
-a gateway on the same host. No walls are built around the service; use "run" for
-those.
+a gateway on the same host. With egress.listen the gate behind is there too, for
+what the service sends to that proxy by itself. No walls are built around the
+service; use "run" for those.
 
 Started as root, sallyport becomes sandbox.user (65532:65532 when unset) before
 it reads a single byte of traffic.
 
-Signals: SIGTERM and SIGINT stop accepting, drain (ingress.limits.drain_timeout)
-and end with 0; SIGHUP opens the audit log anew and reloads the configuration.`,
+Signals: SIGTERM and SIGINT stop accepting, drain both gates
+(ingress.limits.drain_timeout) and end with 0; SIGHUP opens the audit log anew and
+reloads the configuration.`,
 		Example: `  sallyport serve -c sallyport.yaml
   sallyport serve --log-level debug`,
 		Args: exactly(),
@@ -61,31 +62,23 @@ and end with 0; SIGHUP opens the audit log anew and reloads the configuration.`,
 // server is a started gate with its listeners. serve and run share it.
 type server struct {
 	*gate
-	admin     *admin
-	signals   chan os.Signal
-	closeGate context.CancelFunc // set by open
-	gateDone  chan error         // set by open; gets the gate's end
+	admin   *admin
+	signals chan os.Signal
+
+	// Set by open. The channels get each gate's end.
+	closeGate, closeBehind context.CancelFunc
+	gateDone, behindDone   chan error
 }
 
 // start opens the listeners while ports and folders can still be had, gives up what is not needed, and then opens
 // the rest as the user it has become: what works now will work at a reload.
 func start(f *config.File, log *slog.Logger) (*server, error) {
-	data, err := listen(f.Ingress.Listen, 0o666)
+	d, err := openDoors(f)
 	if err != nil {
 		return nil, err
 	}
-	var adminListener net.Listener
-	if f.Admin.Listen != "" {
-		if adminListener, err = listen(f.Admin.Listen, 0o600); err != nil {
-			data.Close()
-			return nil, err
-		}
-	}
 	fail := func(err error) (*server, error) {
-		data.Close()
-		if adminListener != nil {
-			adminListener.Close()
-		}
+		d.close()
 		return nil, err
 	}
 	if err := handOver(f); err != nil {
@@ -101,15 +94,15 @@ func start(f *config.File, log *slog.Logger) (*server, error) {
 			return fail(err)
 		}
 	}
-	g, err := assemble(f, log, data)
+	g, err := assemble(f, log, d)
 	if err != nil {
 		return fail(err)
 	}
 	s := &server{gate: g, signals: make(chan os.Signal, 8)}
 	// Before a service is started: a signal in between must not end us and leave it behind.
 	signal.Notify(s.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
-	if adminListener != nil {
-		s.admin = newAdmin(g, adminListener)
+	if d.admin != nil {
+		s.admin = newAdmin(g, d.admin)
 	}
 	return s, nil
 }
@@ -117,41 +110,52 @@ func start(f *config.File, log *slog.Logger) (*server, error) {
 // open records that a run begins, and opens the gate: what it forwards to may come later, and is 502 until then.
 func (s *server) open(ctx context.Context) error {
 	if err := s.recordRun("starting"); err != nil {
-		s.listener.Close()
+		s.doors.close()
 		s.gate.close()
 		return fmt.Errorf("record the start: %w", err)
 	}
-	// The gate outlives ctx by the time that draining takes.
-	ctx, s.closeGate = context.WithCancel(context.WithoutCancel(ctx))
-	s.gateDone = make(chan error, 1)
-	go func() { s.gateDone <- s.gateway.Serve(ctx, s.listener) }()
+	// The gates outlive ctx by the time that draining takes.
+	ctx = context.WithoutCancel(ctx)
+	behindCtx, closeBehind := context.WithCancel(ctx)
+	ctx, s.closeGate = context.WithCancel(ctx)
+	s.closeBehind = closeBehind
+	s.gateDone, s.behindDone = make(chan error, 1), make(chan error, 1)
+	go func() { s.gateDone <- s.gateway.Serve(ctx, s.doors.data) }()
+	go func() { s.behindDone <- s.guard(behindCtx) }()
 	go s.maintain(ctx)
-	s.log.Info("listening", "address", s.listener.Addr().String(), "upstream", s.configuration().Ingress.Upstream.String(),
+	s.log.Info("listening", "address", s.doors.data.Addr().String(), "upstream", s.configuration().Ingress.Upstream.String(),
 		"routes", len(s.configuration().Ingress.Routes), "since_start_ms", sinceStart().Milliseconds())
 	return nil
 }
 
 // abandon ends an opened gate behind which nothing came to be.
 func (s *server) abandon() {
-	s.closeGate()
-	<-s.gateDone
+	s.closeBoth()
 	s.gate.close()
 }
 
+// closeBoth waits until both gates have ended: the one in front first, for requests in flight may need the other.
+func (s *server) closeBoth() {
+	s.closeGate()
+	<-s.gateDone
+	s.closeBehind()
+	<-s.behindDone
+}
+
 // serve runs until a signal or the service ends it, and returns after everything has ended. The order of the end: no new
-// requests, those in flight are answered, then the service goes, then the operator's listener, and the book is closed
-// last. The caller has opened the gate.
+// requests, those in flight are answered, then the service goes, then the gate behind it, which it needed until then, then
+// the operator's listener, and the book is closed last. The caller has opened the gates.
 func (s *server) serve(ctx context.Context) error {
 	defer s.gate.close()
 	defer signal.Stop(s.signals)
+	defer s.closeBehind()
 	defer s.closeGate()
 	adminCtx, closeAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	defer closeAdmin()
 
 	if err := s.recordRun("started"); err != nil {
 		s.service.kill()
-		s.closeGate()
-		<-s.gateDone
+		s.closeBoth()
 		return fmt.Errorf("record the start: %w", err)
 	}
 	adminDone := make(chan error, 1)
@@ -165,15 +169,24 @@ func (s *server) serve(ctx context.Context) error {
 			s.log.Info("draining", "because", why)
 			s.admin.drain()
 			s.closeGate()
+			if s.service == nil {
+				go s.drainBehind()
+			}
 		}
 	}
-	gateDone, ended, canceled := s.gateDone, s.service.done(), ctx.Done()
-	for gateDone != nil || ended != nil {
+	gateDone, behindDone, ended, canceled := s.gateDone, s.behindDone, s.service.done(), ctx.Done()
+	// Where the service is ours the gate behind ends with it, below; where it is not, by itself.
+	for gateDone != nil || ended != nil || s.service == nil && behindDone != nil {
 		select {
 		case err := <-gateDone:
 			gateDone = nil
 			errs = append(errs, err)
 			drain("the gate has ended")
+			s.service.stop(syscall.SIGTERM)
+		case err := <-behindDone:
+			behindDone = nil
+			errs = append(errs, err)
+			drain("the gate behind has ended")
 			s.service.stop(syscall.SIGTERM)
 		case err := <-adminDone:
 			adminDone = nil
@@ -191,14 +204,21 @@ func (s *server) serve(ctx context.Context) error {
 				// Beside the loop: a reload may wait for an issuer, and a signal to end must not wait for that.
 				go s.hangup(adminCtx)
 			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
-				if draining {
-					s.service.kill() // asked twice
+				if draining { // asked twice
+					s.service.kill()
+					if s.service == nil {
+						s.closeBehind()
+					}
 				}
 				drain(sig.String())
 			default:
 				s.service.forward(sig)
 			}
 		}
+	}
+	s.closeBehind()
+	if behindDone != nil {
+		errs = append(errs, <-behindDone)
 	}
 	closeAdmin()
 	if adminDone != nil {
@@ -224,7 +244,8 @@ func (s *server) recordRun(what string) error {
 		d["command"] = service.command
 		switch what {
 		case "started":
-			d["enforced"] = service.process.Enforced().Protections
+			enforced := service.process.Enforced()
+			d["enforced"], d["network"] = enforced.Protections, level(sandbox.Plan(enforced))
 		case "stopped":
 			d["code"] = service.code
 		}

@@ -1,6 +1,6 @@
 // Command service is what the stories put behind the gate: it listens where PORT says, and does as it is told.
 //
-//	service                 serve; every answer shows the request's method, target and headers
+//	service                 serve; every answer shows the request's method, target and headers, that for /slow after a second
 //	service exit N          end at once with N
 //	service idle            never listen
 //	service wildcard        listen on every address, or try to
@@ -8,14 +8,20 @@
 //	service env             print the environment and end
 //	service leave SOCKET    connect, leave the connection to a child, and end
 //	service reload SOCKET   serve, and answer with what the admin listener at SOCKET says to a reload
+//	service ask             serve, and answer with what ?url= answers, or why it did not: http://..., or unix:PATH
+//	service get URL METHOD  ask, by way of HTTP_PROXY if it is set, print the answer and end
+//	service tunnel ADDRESS  the same inside a CONNECT
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -41,6 +47,12 @@ func main() {
 		return
 	case "leave":
 		leave(mode[1])
+		return
+	case "get":
+		fmt.Println(ask(cmp.Or(mode[2], http.MethodGet), mode[1]))
+		return
+	case "tunnel":
+		fmt.Println(tunnel(mode[1]))
 		return
 	case "env":
 		env := os.Environ()
@@ -74,9 +86,16 @@ func main() {
 			_, _ = w.Write(b)
 			return
 		}
+		if mode[0] == "ask" && r.URL.Query().Has("url") {
+			_, _ = io.WriteString(w, ask(http.MethodGet, r.URL.Query().Get("url")))
+			return
+		}
 		if mode[0] == "reload" {
 			_, _ = io.WriteString(w, reload(mode[1]))
 			return
+		}
+		if r.URL.Path == "/slow" {
+			time.Sleep(time.Second)
 		}
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s\n", r.Method, r.RequestURI)
@@ -108,6 +127,58 @@ func leave(socket string) {
 		os.Exit(97)
 	}
 	fmt.Println(child.Process.Pid)
+}
+
+// ask sends a request where it is told to. The standard library's way with HTTP_PROXY would leave loopback out.
+func ask(method, target string) string {
+	transport := &http.Transport{DisableKeepAlives: true}
+	client := &http.Client{Transport: transport, Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	if path, ok := strings.CutPrefix(target, "unix:"); ok {
+		target = "http://socket/"
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		}
+	} else if proxy := os.Getenv("HTTP_PROXY"); proxy != "" {
+		transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }
+	}
+	req, err := http.NewRequest(method, target, nil)
+	if err != nil {
+		return err.Error()
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "no answer: " + err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.Status + "\n" + string(body)
+}
+
+// tunnel speaks HTTP to the address through a CONNECT.
+func tunnel(address string) string {
+	conn, err := net.Dial("tcp", strings.TrimPrefix(os.Getenv("HTTP_PROXY"), "http://"))
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %[1]s\r\n\r\n", address)
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return "no answer: " + err.Error()
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(resp.Body)
+		return resp.Status + "\n" + string(body)
+	}
+	fmt.Fprintf(conn, "GET /inside HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", address)
+	inside, err := io.ReadAll(r)
+	if err != nil {
+		return "no answer inside: " + err.Error()
+	}
+	return "200 tunnel\n" + string(inside)
 }
 
 func reload(socket string) string {

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+
+	"github.com/sallyport/sallyport/internal/config"
+)
+
+// doors are the listeners of a gate. They are opened while ports and folders can still be had.
+type doors struct {
+	data   net.Listener // ingress.listen
+	admin  net.Listener // admin.listen; nil where there is none
+	egress net.Listener // egress.listen; nil where there is none
+}
+
+func openDoors(f *config.File) (d doors, err error) {
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.data, err = listen(f.Ingress.Listen, 0o666); err != nil {
+		return d, err
+	}
+	if f.Admin.Listen != "" {
+		if d.admin, err = listen(f.Admin.Listen, 0o600); err != nil {
+			return d, err
+		}
+	}
+	if f.Egress.Listen != "" {
+		if d.egress, err = listen(f.Egress.Listen, 0o666); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
+}
+
+// close is for doors that nobody came to serve: whoever serves a listener closes it.
+func (d doors) close() {
+	for _, l := range []net.Listener{d.data, d.admin, d.egress} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// proxy is where the forward proxy listens, as a program can be told it; not valid where there is none, or none but a
+// unix socket.
+func (d doors) proxy() netip.AddrPort {
+	if d.egress == nil {
+		return netip.AddrPort{}
+	}
+	a, _ := d.egress.Addr().(*net.TCPAddr)
+	return a.AddrPort() // of nil: not valid
+}
+
+// own lists where we, and the service in front of which we stand, can be reached: no destination may lead there.
+func (d doors) own(upstream *url.URL) []netip.AddrPort {
+	var own []netip.AddrPort
+	for _, l := range []net.Listener{d.data, d.admin, d.egress} {
+		if l == nil {
+			continue
+		}
+		if a, ok := l.Addr().(*net.TCPAddr); ok {
+			own = append(own, netip.AddrPortFrom(a.AddrPort().Addr().Unmap().WithZone(""), uint16(a.Port)))
+		}
+	}
+	port, err := strconv.ParseUint(upstream.Port(), 10, 16)
+	if upstream.Scheme == "unix" || err != nil {
+		return own
+	}
+	if host := upstream.Hostname(); host == "localhost" {
+		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+			own = append(own, netip.AddrPortFrom(a, uint16(port)))
+		}
+	} else if a, err := netip.ParseAddr(host); err == nil {
+		own = append(own, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+	}
+	return own
+}
