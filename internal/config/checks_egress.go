@@ -118,12 +118,12 @@ func pathPattern(s string) (problem, hint string) {
 		return "a path begins with `/`; methods have a key of their own", "`/v1/invoices/{id}`"
 	}
 	_, err := policy.New([]policy.Route{{Name: "path", Match: "GET " + s, AnyCaller: true}})
-	for _, one := range flatten(err) {
-		var re *policy.RouteError
-		if errors.As(one, &re) {
-			return oneLine(re.Err.Error()), "`/v1/{id}` or `/v1/{rest...}`"
-		}
-		return oneLine(one.Error()), ""
+	var wrong *policy.RouteError
+	if errors.As(err, &wrong) {
+		err = wrong.Err
+	}
+	if err != nil {
+		return oneLine(err.Error()), "`/v1/{id}` or `/v1/{rest...}`"
 	}
 	return "", ""
 }
