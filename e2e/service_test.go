@@ -319,7 +319,7 @@ func TestServiceCannotEscape(t *testing.T) {
 	for _, name := range got.Environment {
 		switch name {
 		case "PATH", "HOME", "LANG", "TZ", "PORT", "PASSED_ON",
-			"SALLYPORT_ISSUER", "SALLYPORT_AUDIENCE", "SALLYPORT_HEADER", "SALLYPORT_JWKS_FILE":
+			"SALLYPORT_ISSUER", "SALLYPORT_AUDIENCE", "SALLYPORT_HEADER", "SALLYPORT_JWKS_FILE", "RES_OPTIONS":
 		default:
 			t.Errorf("its environment has %s", name)
 		}
