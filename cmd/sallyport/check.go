@@ -14,11 +14,12 @@ import (
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/ingress"
 )
 
 func newCheck(t *terminal) *cobra.Command {
-	var path, explain, token string
+	var path, explain, token, outgoing string
 	var schema bool
 	var f format
 	c := &cobra.Command{
@@ -34,16 +35,21 @@ this on the file's first line:
 --explain runs a request that is not there through the same line that "run" and
 "serve" use, up to the decision, and prints every step: which route, which
 requirement, which verdict and why. With --token the token is verified with the
-issuer's real keys. Exit code 3 when the answer is a denial.`,
+issuer's real keys. Exit code 3 when the answer is a denial.
+
+--egress does the same for an outgoing connection ('billing.internal:443') or
+request ('GET billing.internal:443/v1/invoices'): which destination it is, and what
+is decided. Nothing is sent and no name is looked up.`,
 		Example: `  sallyport check
   sallyport check --schema > sallyport.schema.json
   sallyport check --explain 'GET /orders/1'
-  sallyport check --explain 'POST /orders' --token - < token.txt`,
+  sallyport check --explain 'POST /orders' --token - < token.txt
+  sallyport check --egress billing.internal:443`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch {
-			case schema && explain != "":
-				return usage("check: --schema and --explain exclude each other")
+			case schema && explain != "" || schema && outgoing != "" || explain != "" && outgoing != "":
+				return usage("check: --schema, --explain and --egress exclude each other")
 			case token != "" && explain == "":
 				return usage("check: --token belongs to --explain")
 			case schema:
@@ -64,11 +70,15 @@ issuer's real keys. Exit code 3 when the answer is a denial.`,
 			if explain != "" {
 				return explainRequest(c, t, f, file, explain, token)
 			}
+			if outgoing != "" {
+				return explainOutgoing(t, f, file, outgoing)
+			}
 			if f == "json" {
 				return t.json(map[string]any{"valid": true, "errors": []string{}, "warnings": file.Warnings})
 			}
 			t.warn(file.Warnings)
-			_, err = fmt.Fprintf(t.out, "%s: fine: %s, %s\n", path, count(len(file.Ingress.Routes), "route"), count(len(file.Ingress.Issuers), "issuer"))
+			_, err = fmt.Fprintf(t.out, "%s: fine: %s, %s, %s\n", path, count(len(file.Ingress.Routes), "route"), count(len(file.Ingress.Issuers), "issuer"),
+				count(len(file.Egress.Rules.Destinations), "destination"))
 			return err
 		},
 	}
@@ -76,6 +86,7 @@ issuer's real keys. Exit code 3 when the answer is a denial.`,
 	formatFlag(c, &f)
 	c.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of the configuration")
 	c.Flags().StringVar(&explain, "explain", "", "explain the decision for a `'METHOD /path'`")
+	c.Flags().StringVar(&outgoing, "egress", "", "explain the decision for a connection to `HOST:PORT`, or a 'METHOD HOST:PORT/path'")
 	c.Flags().StringVar(&token, "token", "", "with --explain: the bearer `TOKEN` of the request, or - for standard input")
 	return c
 }
@@ -130,17 +141,9 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 		}
 	} else {
 		for _, s := range e.Steps {
-			mark := paint(t.colour, green, "ok  ")
-			if !s.OK {
-				mark = paint(t.colour, red, "stop")
-			}
-			fmt.Fprintf(t.out, "%s  %-10s %s\n", mark, s.Name, s.Detail)
+			t.step(s.OK, s.Name, s.Detail)
 		}
-		verdict := paint(t.colour, green, "allowed")
-		if !e.Decision.Allowed() {
-			verdict = paint(t.colour, red, "denied")
-		}
-		fmt.Fprintf(t.out, "\n%s %s: %s (%s", method, target, verdict, e.Decision.Code)
+		fmt.Fprintf(t.out, "\n%s %s: %s (%s", method, target, t.verdict(e.Decision.Allowed()), e.Decision.Code)
 		if !e.Decision.Allowed() {
 			fmt.Fprintf(t.out, ", status %d", e.Status)
 		}
@@ -150,4 +153,57 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 		return exit(exitFindings)
 	}
 	return nil
+}
+
+// explainOutgoing does for the gate behind what explainRequest does for the one in front.
+func explainOutgoing(t *terminal, f format, file *config.File, attempt string) error {
+	method, target, isRequest := strings.Cut(attempt, " ")
+	if !isRequest {
+		method, target = "", attempt
+	}
+	host, path, hasPath := strings.Cut(target, "/")
+	if path = "/" + path; isRequest != hasPath || strings.Contains(path, " ") {
+		return usage("check: --egress wants HOST:PORT or 'METHOD HOST:PORT/path', got %q", attempt)
+	}
+	p, err := egress.New(egress.Config{
+		Rules: file.Egress.Rules, Limits: file.Egress.Limits, Own: configuredDoors(file),
+		Audit: audit.New(io.Discard, audit.Config{}), // what is explained is decided nowhere
+	})
+	if err != nil {
+		return err
+	}
+	e := p.Explain(host, method, path)
+	if f == "json" {
+		if err := t.json(e); err != nil {
+			return err
+		}
+	} else {
+		for _, s := range e.Steps {
+			t.step(s.OK, s.Name, s.Detail)
+		}
+		fmt.Fprintf(t.out, "\n%s: %s (%s)\n", attempt, t.verdict(e.Allowed), e.Code)
+		if e.Hint != "" {
+			fmt.Fprintf(t.out, "  hint: %s\n", e.Hint)
+		}
+	}
+	if !e.Allowed {
+		return exit(exitFindings)
+	}
+	return nil
+}
+
+// step prints one step of a line and what it found.
+func (t *terminal) step(ok bool, name, detail string) {
+	mark := paint(t.colour, green, "ok  ")
+	if !ok {
+		mark = paint(t.colour, red, "stop")
+	}
+	fmt.Fprintf(t.out, "%s  %-11s %s\n", mark, name, detail)
+}
+
+func (t *terminal) verdict(allowed bool) string {
+	if allowed {
+		return paint(t.colour, green, "allowed")
+	}
+	return paint(t.colour, red, "denied")
 }

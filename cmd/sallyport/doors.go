@@ -68,16 +68,36 @@ func (d doors) own(upstream *url.URL) []netip.AddrPort {
 			own = append(own, netip.AddrPortFrom(a.AddrPort().Addr().Unmap().WithZone(""), uint16(a.Port)))
 		}
 	}
-	port, err := strconv.ParseUint(upstream.Port(), 10, 16)
-	if upstream.Scheme == "unix" || err != nil {
-		return own
-	}
-	if host := upstream.Hostname(); host == "localhost" {
-		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-			own = append(own, netip.AddrPortFrom(a, uint16(port)))
-		}
-	} else if a, err := netip.ParseAddr(host); err == nil {
-		own = append(own, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+	return append(own, placesOf(upstream.Host)...)
+}
+
+// configuredDoors is own for a file whose listeners are not open.
+func configuredDoors(f *config.File) []netip.AddrPort {
+	own := placesOf(f.Ingress.Upstream.Host)
+	for _, l := range []string{f.Ingress.Listen, f.Admin.Listen, f.Egress.Listen} {
+		own = append(own, placesOf(l)...)
 	}
 	return own
+}
+
+// placesOf reads "host:port" where the host is an address, "localhost" or nothing, which is every address. A unix socket
+// is no such place.
+func placesOf(address string) []netip.AddrPort {
+	host, digits, err := net.SplitHostPort(address)
+	port, perr := strconv.ParseUint(digits, 10, 16)
+	if err != nil || perr != nil || port == 0 {
+		return nil
+	}
+	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a.Unmap(), uint16(port)) }
+	switch host {
+	case "":
+		return []netip.AddrPort{at(netip.IPv6Unspecified())}
+	case "localhost":
+		return []netip.AddrPort{at(netip.AddrFrom4([4]byte{127, 0, 0, 1})), at(netip.IPv6Loopback())}
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return nil
+	}
+	return []netip.AddrPort{at(a)}
 }

@@ -3,11 +3,15 @@ package config
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net"
 	"reflect"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/egress"
 )
 
 // FuzzParse: whatever the bytes, Parse gives a file or Errors, each with a place inside the bytes and one line of text;
@@ -71,6 +75,12 @@ func FuzzParse(f *testing.F) {
 			if d.Name == "" || len(d.Hosts) == 0 || len(d.Methods)+len(d.Paths) > 0 && !d.Originate && d.Protocol != "http" {
 				t.Fatalf("a destination that opens more than it says: %+v", d)
 			}
+		}
+		for i := range file.Egress.Rules.Destinations {
+			file.Egress.Rules.Destinations[i].CA = "" // a file, which need not be there
+		}
+		if _, err := egress.New(egress.Config{Rules: file.Egress.Rules, Limits: file.Egress.Limits, Audit: audit.New(io.Discard, audit.Config{})}); err != nil {
+			t.Fatalf("the gate behind cannot be built from it: %v", err)
 		}
 		for _, p := range file.Ingress.TrustedProxies {
 			if p.Bits() < 7 {
