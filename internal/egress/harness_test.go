@@ -423,4 +423,5 @@ func talk(t testing.TB, c net.Conn, text string) {
 	}
 }
 
+// host is a host as it is configured.
 func host(name, port string) string { return fmt.Sprintf("%s:%s", name, port) }

@@ -41,12 +41,17 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 
 // serve answers requests on the connections of an entrance.
 func (p *Proxy) serve(ctx context.Context, l *entrance) error {
+	var handlers sync.WaitGroup // a tunnel's outlives its connection by the outcome
 	base, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	server := &http.Server{
-		Handler:                      http.HandlerFunc(p.handle),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handlers.Add(1)
+			defer handlers.Done()
+			p.handle(w, r)
+		}),
 		ConnContext:                  wire.ConnContext,
 		BaseContext:                  func(net.Listener) context.Context { return base },
 		IdleTimeout:                  p.config.Limits.IdleTimeout,
@@ -63,13 +68,14 @@ func (p *Proxy) serve(ctx context.Context, l *entrance) error {
 		server.Close()
 	})
 	err := server.Serve(l)
-	if !stop() {
-		l.open.Wait()
-		p.rules.Load().kept.close()
-		return nil
+	if ended := stop(); ended {
+		server.Close()
+	} else {
+		err = nil
+		defer p.rules.Load().kept.close()
 	}
-	server.Close()
 	l.open.Wait()
+	handlers.Wait()
 	return err
 }
 
