@@ -203,7 +203,7 @@ func (x *passage) refuseConnect() Way {
 // ended is the outcome of a connection that the broker made.
 func (x *passage) ended(err error) {
 	if err != nil {
-		x.unreachable(err)
+		x.unreachable(context.Background(), err)
 	}
 	x.outcome()
 }

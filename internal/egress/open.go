@@ -101,11 +101,13 @@ func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
 	c, err := guard.DialAddr(ctx, x.out.Host.Name, x.out.Addresses)
 	p.metrics.dialled(x, time.Since(began), err)
 	if err != nil {
-		return x.unreachable(err)
+		return x.unreachable(ctx, err)
 	}
 	x.link, err = x.secure(ctx, c)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		return x.fail(codeTLS, err)
+	} else if err != nil {
+		return x.unreachable(ctx, err)
 	}
 	return true
 }
@@ -237,12 +239,16 @@ func (x *passage) denyAs(code policy.Code, reason string) bool {
 }
 
 // unreachable says why nothing was dialled. What the guard refuses here, on the socket, it let pass before.
-func (x *passage) unreachable(err error) bool {
+func (x *passage) unreachable(ctx context.Context, err error) bool {
 	var denied *safedial.DeniedError
 	var timeout interface{ Timeout() bool }
 	switch {
 	case errors.As(err, &denied):
 		return x.fail(policy.Code(denied.Code), err)
+	case context.Cause(ctx) == errClosing:
+		return x.fail(codeClosing, err)
+	case ctx.Err() == context.Canceled:
+		return x.fail(codeClientGone, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return x.fail(codeDialTimeout, err)
 	}

@@ -66,6 +66,9 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 	if !reuse {
 		up.abandon(w, c, l)
 	}
+	if up.tooLarge.Load() {
+		x.fail(codeTooLarge, errBodyTooLarge)
+	}
 	return false
 }
 
