@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -222,5 +223,42 @@ func TestNodeErrorsAreClear(t *testing.T) {
 	want := fmt.Sprintf("uid 65532 may not enter %s (mode 0700, owner 0:0)", app)
 	if r := j.run(t); r.code != 72 || !strings.Contains(r.err, want) {
 		t.Errorf("%d %s\nwant %s", r.code, r.err, want)
+	}
+}
+
+// Node's inspector gives whoever reaches it the whole process. Neither a flag nor a signal opens it.
+func TestNodeInspectorStaysClosed(t *testing.T) {
+	needKernel(t, 6)
+	node(t)
+	app := filepath.Join(folder(t), "app")
+	write(t, filepath.Join(app, "package.json"), `{}`, 0o644)
+	write(t, filepath.Join(app, "main.js"), `
+const http = require('http');
+http.createServer((q, s) => s.end(JSON.stringify({ url: String(require('inspector').url()) }))).listen(Number(process.env.PORT), '127.0.0.1');`, 0o644)
+	for name, c := range map[string]struct {
+		flag   string
+		signal os.Signal
+	}{"flag": {flag: "--inspect=127.0.0.1:9229"}, "signal": {signal: syscall.SIGUSR1}} {
+		port := freePort(t)
+		j := job{Path: "node", Args: []string{"node", "main.js"}, Profile: Profile{Preset: "node", Dir: app, Listen: on(port), Env: Env{Set: map[string]string{"PORT": fmt.Sprint(port)}}}}
+		if c.flag != "" {
+			j.Args = []string{"node", c.flag, "main.js"}
+		}
+		j.during = func(p *os.Process) {
+			url := fmt.Sprintf("http://127.0.0.1:%d/", port)
+			got := ask200(t, url)
+			if c.signal != nil {
+				p.Signal(c.signal)
+				time.Sleep(300 * time.Millisecond)
+				got = ask200(t, url)
+			}
+			if got["url"] != "undefined" {
+				t.Errorf("%s: the inspector is open: %v", name, got)
+			}
+			p.Signal(os.Interrupt)
+		}
+		if r := j.run(t); !strings.Contains(r.err, "9229") || r.code != 130 {
+			t.Errorf("%s: %d %s%s", name, r.code, r.out, r.err)
+		}
 	}
 }
