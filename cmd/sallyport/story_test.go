@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sallyport/sallyport/internal/sallytest"
 )
 
 // TestStories runs every visible behaviour of the commands against the program as it is shipped: static, without cgo,
@@ -34,6 +36,9 @@ func TestStories(t *testing.T) {
 			t.Fatalf("build %s: %v\n%s", name, err, out)
 		}
 	}
+	names := sallytest.NewResolver(t, map[string][]string{
+		"rates.test": {"127.0.0.1"}, "trap.test": {"169.254.169.254"}, "secret.test": {"127.0.0.1"},
+	})
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -46,6 +51,7 @@ func TestStories(t *testing.T) {
 			}
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			e.Setenv("BIN", bin)
+			e.Setenv("DNS", names.Addr)
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -60,6 +66,11 @@ func TestStories(t *testing.T) {
 			"http":     request,
 			"tokenenv": tokenEnv,
 			"signal":   sendSignal,
+			"asked": func(ts *testscript.TestScript, neg bool, args []string) { // asked NAME: the name server was
+				if asked := names.Asked(args[0]) > 0; asked == neg {
+					ts.Fatalf("the name server was asked for %s: %t", args[0], asked)
+				}
+			},
 		},
 	})
 }
