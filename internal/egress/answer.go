@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"regexp"
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/policy"
@@ -106,7 +105,7 @@ func (x *passage) problem() ([]byte, int) {
 	code := x.code()
 	s := status(code)
 	p := problem{Type: "about:blank", Title: http.StatusText(s), Status: s, Code: string(code), RequestID: x.id}
-	if x.failure == "" {
+	if p.Detail = x.why; x.failure == "" {
 		p.Detail, p.Hint = x.decision.Reason, x.hint()
 	}
 	body, err := json.Marshal(p)
@@ -167,6 +166,11 @@ func (x *passage) hint() string {
 
 // nameFor makes a destination's name of a host.
 func nameFor(host string) string {
-	name := strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(host, "-"), "-")
-	return name[:min(len(name), 60)]
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, host)
+	return strings.Trim(name[:min(len(name), 60)], "-")
 }

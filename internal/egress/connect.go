@@ -216,7 +216,7 @@ func (p *Proxy) socket(a Attempt) Way {
 	x := p.begin(viaSocket)
 	x.process = a.Process
 	x.out.Path = a.Path
-	if entry := escapeSocket(a.Path); entry != nil && x.rules.unlocked[entry.Name] == "" {
+	if entry := escapeSocket(a.Path); entry != nil && !slices.Contains(x.rules.unlock, entry.Name) {
 		x.refused = &safedial.DeniedError{Host: a.Path, Code: safedial.CodeEscapeTarget, Entry: entry.Name, Reason: entry.Name + ": " + entry.Why}
 		x.refuse()
 	} else if d := x.rules.exits.DecideSocket(a.Path, x.rules.Sockets); d.Allowed() || !x.deny(d) {

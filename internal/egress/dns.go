@@ -113,7 +113,7 @@ func (q *question) only(addresses []netip.Addr) reply {
 func (p *Proxy) isSearch(r *rules, name string) bool {
 	for _, d := range p.search {
 		if bare, ok := strings.CutSuffix(name, d); ok {
-			if _, ok := r.names[bare]; ok {
+			if _, ok := r.names[bare]; ok || bare == "localhost" {
 				return true
 			}
 		}

@@ -79,11 +79,13 @@ type rules struct {
 	exits        *policy.Exits
 	destinations map[string]*destination
 	byPort       map[uint16][]policy.Host // every host, those of one port together
-	guard        *safedial.Guard
-	lenient      *safedial.Guard // in report mode, for what the guard refuses; nil otherwise
-	names        map[string]uint16
-	unlocked     map[string]string // reason, by the registry's name
+	names        map[string]uint16        // that may be looked up, with a port of theirs
 	kept         *kept
+
+	allow, unlock []string
+	resolver      *net.Resolver   // nil: the system's
+	guard         *safedial.Guard // of these rules' destinations
+	lenient       *safedial.Guard // in report mode, for what the guard refuses; nil otherwise
 }
 
 // destination is a Destination, made ready.
@@ -145,8 +147,17 @@ func (p *Proxy) ours(address net.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.own = append(p.own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
-	if err := p.swap(p.rules.Load().Rules); err != nil {
-		p.log.Error("guard a listener of ours", "error", err) // the rules were good before: cannot be
+	made := *p.rules.Load()
+	p.protect(&made)
+	p.rules.Store(&made)
+}
+
+// protect gives rules their guards, which know our listeners of now.
+func (p *Proxy) protect(r *rules) {
+	own := slices.Clone(p.own)
+	r.guard = &safedial.Guard{Allow: r.allow, Deny: r.Deny, Unlock: r.unlock, Own: own, Timeout: p.config.Limits.DialTimeout, Resolver: r.resolver}
+	if r.Report {
+		r.lenient = &safedial.Guard{Allow: []string{"0.0.0.0/0", "::/0"}, Unlock: r.unlock, Own: own, Timeout: p.config.Limits.DialTimeout, Resolver: r.resolver}
 	}
 }
 
@@ -154,7 +165,7 @@ func (p *Proxy) ours(address net.Addr) {
 func (p *Proxy) compile(r Rules) (*rules, error) {
 	made := &rules{
 		Rules: r, destinations: map[string]*destination{}, byPort: map[uint16][]policy.Host{}, names: map[string]uint16{},
-		unlocked: map[string]string{}, kept: newKept(),
+		kept: newKept(),
 	}
 	var list []policy.Destination
 	var errs []error
@@ -173,26 +184,22 @@ func (p *Proxy) compile(r Rules) (*rules, error) {
 	exits, err := policy.NewExits(list, r.Report)
 	errs = append(errs, err)
 	made.exits = exits
-	unlock, err := checkUnlock(r.Unlock, made.unlocked)
+	made.unlock, err = checkUnlock(r.Unlock)
 	errs = append(errs, err)
 	for _, s := range r.Sockets {
 		if !strings.HasPrefix(s, "/") {
 			errs = append(errs, fmt.Errorf("sockets: %q is not an absolute path", s))
 		}
 	}
-	resolver, err := newResolver(r.Resolvers)
+	made.resolver, err = newResolver(r.Resolvers)
 	errs = append(errs, err)
-	made.guard = &safedial.Guard{Deny: r.Deny, Unlock: unlock, Own: slices.Clone(p.own), Timeout: p.config.Limits.DialTimeout, Resolver: resolver}
 	for _, d := range list {
 		for _, h := range d.Hosts {
-			made.guard.Allow = append(made.guard.Allow, h.String())
+			made.allow = append(made.allow, h.String())
 		}
 	}
+	p.protect(made)
 	errs = append(errs, made.guard.Validate())
-	if r.Report {
-		made.lenient = &safedial.Guard{Allow: []string{"0.0.0.0/0", "::/0"}, Unlock: unlock, Own: made.guard.Own,
-			Timeout: p.config.Limits.DialTimeout, Resolver: resolver}
-	}
 	return made, errors.Join(errs...)
 }
 
@@ -264,7 +271,7 @@ func parseHost(s string) (policy.Host, error) {
 	return policy.Host{Name: strings.ToLower(name), Port: uint16(port)}, nil
 }
 
-func checkUnlock(list []Unlock, unlocked map[string]string) (entries []string, err error) {
+func checkUnlock(list []Unlock) (entries []string, err error) {
 	var errs []error
 	known := map[string]bool{}
 	for _, e := range safedial.Escapes() {
@@ -277,7 +284,6 @@ func checkUnlock(list []Unlock, unlocked map[string]string) (entries []string, e
 		if strings.TrimSpace(u.Reason) == "" {
 			errs = append(errs, fmt.Errorf("unlock: %q needs a reason", u.Name))
 		}
-		unlocked[u.Name] = u.Reason
 		entries = append(entries, u.Name)
 	}
 	return entries, errors.Join(errs...)

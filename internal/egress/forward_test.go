@@ -92,12 +92,15 @@ func TestSlowAnswers(t *testing.T) {
 
 func TestClientThatLeavesEndsItsRequest(t *testing.T) {
 	gone := make(chan error, 1)
+	arrived := make(chan struct{}, 1)
 	s, _, h := web(t, nil, func(c net.Conn) {
+		http.ReadRequest(bufio.NewReader(c))
+		arrived <- struct{}{}
 		_, err := io.Copy(io.Discard, c)
 		gone <- err
 	})
 	c := s.raw(getOf(h))
-	s.decision(0)
+	<-arrived
 	c.Close()
 	select {
 	case <-gone:

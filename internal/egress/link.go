@@ -29,6 +29,7 @@ type link struct {
 	address  netip.AddrPort
 	patience time.Duration // for the next byte
 	read     *bufio.Reader // of the Conn's answers
+	write    *bufio.Writer // of requests
 	head     int           // how many bytes of a header may still come; negative: none is being read
 	any      bool          // a byte has come since the last request
 	used     bool          // an earlier request went over it
@@ -54,6 +55,14 @@ func (x *passage) secure(ctx context.Context, c net.Conn) (*link, error) {
 	}
 	l.Conn = client
 	return l, nil
+}
+
+// requests is where requests are written.
+func (l *link) requests() *bufio.Writer {
+	if l.write == nil {
+		l.write = bufio.NewWriterSize(l, 4<<10)
+	}
+	return l.write
 }
 
 // answers is where answers are read.

@@ -32,7 +32,7 @@ type names struct {
 	mu      sync.Mutex
 	known   map[netip.Addr][]knownAs
 	answers map[string]*lookup
-	ports   map[uint16]time.Time // when all hosts of the port were looked up
+	ports   map[uint16]*lookup // of all hosts with the port
 }
 
 type knownAs struct {
@@ -49,7 +49,7 @@ type lookup struct {
 }
 
 func newNames() *names {
-	return &names{known: map[netip.Addr][]knownAs{}, answers: map[string]*lookup{}, ports: map[uint16]time.Time{}}
+	return &names{known: map[netip.Addr][]knownAs{}, answers: map[string]*lookup{}, ports: map[uint16]*lookup{}}
 }
 
 // learn remembers that the name has the address.
@@ -164,14 +164,21 @@ func resolve(ctx context.Context, r *rules, name string) ([]netip.Addr, error) {
 func (p *Proxy) lookUpPort(ctx context.Context, r *rules, port uint16) {
 	n := p.names
 	n.mu.Lock()
-	recent := time.Since(n.ports[port]) < lookUpEvery
+	l := n.ports[port]
+	recent := l != nil && time.Since(l.at) < lookUpEvery
 	if !recent {
-		n.ports[port] = time.Now()
+		l = &lookup{done: make(chan struct{}), at: time.Now()}
+		n.ports[port] = l
 	}
 	n.mu.Unlock()
 	if recent {
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+		}
 		return
 	}
+	defer close(l.done)
 	var all sync.WaitGroup
 	for _, h := range r.byPort[port] {
 		if !h.IsAddress() {

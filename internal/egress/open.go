@@ -56,6 +56,7 @@ type passage struct {
 	status   int
 	in, back int64       // bytes to and from the destination
 	failure  policy.Code // what went wrong behind the decision; empty: nothing
+	why      string      // in words, for the service
 }
 
 func (p *Proxy) begin(via string) *passage {
@@ -258,7 +259,7 @@ func (x *passage) unreachable(ctx context.Context, err error) bool {
 // fail notes what went wrong behind an allow. The first reason is the reason.
 func (x *passage) fail(code policy.Code, err error) bool {
 	if x.failure == "" {
-		x.failure = code
+		x.failure, x.why = code, err.Error()
 		x.p.log.Debug("an attempt failed", "attempt", x.id, "host", x.out.Host.String(), "code", string(code), "error", err)
 	}
 	return false

@@ -23,6 +23,8 @@ const (
 	shutdownWait = 2 * time.Second  // for requests in flight to write their outcome
 )
 
+var errNotOriginated = errors.New("https is asked for with CONNECT, unless the destination has tls: originate")
+
 // wireLimits is the part of the limits that holds on a client's connection.
 func (l Limits) wireLimits() wire.Limits {
 	return wire.Limits{HeaderBytes: int(l.HeaderBytes), HeaderFields: headerFields, HeaderTimeout: l.HeaderTimeout, BodyTimeout: bodyTimeout}
@@ -199,6 +201,9 @@ func (x *passage) read(r *http.Request, c *wire.Conn, refused *wire.Refusal) boo
 	host, err := x.authority(r)
 	if err != nil {
 		x.out.Host.Name = r.Host
+		if err == errNotOriginated {
+			return x.denyAs(policy.Code(wire.TargetForm), err.Error())
+		}
 		return x.denyAs(codeHost, err.Error())
 	}
 	x.out.Host = host
@@ -234,7 +239,7 @@ func (x *passage) authority(r *http.Request) (policy.Host, error) {
 	}
 	host, err := parseHost(s)
 	if err == nil && r.URL.Scheme == "https" && !x.originates(host) {
-		return host, errors.New("https is asked for with CONNECT, where the destination does not originate TLS")
+		return host, errNotOriginated
 	}
 	return host, err
 }

@@ -75,7 +75,7 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 // send writes the request. Its body, if it has one, goes on while the answer is awaited: a destination may answer early.
 func (x *passage) send(w http.ResponseWriter, r *http.Request, c *wire.Conn) *upload {
 	up := &upload{limit: x.p.config.Limits.BodyBytes, done: make(chan struct{})}
-	b := bufio.NewWriterSize(x.link, 4<<10)
+	b := x.link.requests()
 	x.writeHead(b, r)
 	if r.ContentLength == 0 {
 		up.err = b.Flush()
