@@ -161,6 +161,32 @@ func TestBodiesPassAsTheyAre(t *testing.T) {
 	}
 }
 
+func TestBothDirectionsAtOnce(t *testing.T) {
+	s, _, h := web(t, nil, func(c net.Conn) {
+		r, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
+		io.Copy(c, r.Body)
+	})
+	c := s.raw("POST http://" + h + "/ HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n")
+	res, err := http.ReadResponse(c.r, nil)
+	if err == nil && res.StatusCode == 100 {
+		res, err = http.ReadResponse(c.r, nil)
+	}
+	if err != nil || res.StatusCode != 200 {
+		t.Fatalf("%v %v", res, err)
+	}
+	for range 2 {
+		io.WriteString(c, "ping")
+		b := make([]byte, 4)
+		if _, err := io.ReadFull(res.Body, b); err != nil || string(b) != "ping" {
+			t.Errorf("%q %v", b, err)
+		}
+	}
+}
+
 func TestStreamsArriveAtOnce(t *testing.T) {
 	next := make(chan struct{})
 	s, _, h := web(t, nil, func(c net.Conn) {

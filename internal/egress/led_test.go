@@ -238,6 +238,8 @@ func TestOriginate(t *testing.T) {
 	c := s.raw("GET https://api.example:" + server.port + "/v1/7 HTTP/1.1\r\nHost: x\r\n\r\n")
 	if res, _ := c.response(); res.StatusCode != 200 {
 		t.Errorf("%d", res.StatusCode)
+	} else {
+		io.Copy(io.Discard, res.Body) // to its end, or the next request finds the connection in use
 	}
 	if status, body := s.get("http://api.example:" + server.port + "/v2"); status != 403 || !strings.Contains(body, "path_not_allowed") {
 		t.Errorf("%d %q", status, body)
@@ -246,6 +248,8 @@ func TestOriginate(t *testing.T) {
 	io.WriteString(led, "GET /v1/7 HTTP/1.1\r\nHost: api.example:"+server.port+"\r\n\r\n")
 	if res, _ := led.response(); res.StatusCode != 200 {
 		t.Errorf("led: %d", res.StatusCode)
+	} else {
+		io.Copy(io.Discard, res.Body)
 	}
 	if name != "api.example" {
 		t.Errorf("the server was asked for %q", name)

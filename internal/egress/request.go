@@ -20,6 +20,7 @@ import (
 
 const (
 	copyBuffer = 32 << 10
+	overWait   = 10 * time.Millisecond
 	maxInterim = 8 // answers before the answer (RFC 9110, section 15.2)
 )
 
@@ -42,7 +43,7 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 			l.close()
 		}
 	}()
-	stop := context.AfterFunc(r.Context(), func() { l.raw.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(r.Context(), func() { l.raw.Close() }) // a deadline would be set anew
 	defer stop()
 	up := x.send(w, r, c)
 	l.any = false
@@ -61,8 +62,9 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 		x.switched(w, r, c, res)
 		return false
 	}
-	x.relay(w, r, c, up, res)
-	reuse = up.over() && !res.Close && stop()
+	over := up.over()
+	x.relay(w, r, over, up, res)
+	reuse = over && !res.Close && stop()
 	if !reuse {
 		up.abandon(w, c, l)
 	}
@@ -77,8 +79,8 @@ func (x *passage) send(w http.ResponseWriter, r *http.Request, c *wire.Conn) *up
 	up := &upload{limit: x.p.config.Limits.BodyBytes, done: make(chan struct{})}
 	b := x.link.requests()
 	x.writeHead(b, r)
-	if r.ContentLength == 0 {
-		up.err = b.Flush()
+	up.err = b.Flush() // the client may wait for an answer with its body
+	if r.ContentLength == 0 || up.err != nil {
 		close(up.done)
 		return up
 	}
@@ -96,7 +98,7 @@ func (x *passage) send(w http.ResponseWriter, r *http.Request, c *wire.Conn) *up
 		defer buffers.Put(buffer)
 		up.err = up.copy(b, r, buffer[:])
 		if up.tooLarge.Load() || up.broken.Load() {
-			x.link.raw.SetDeadline(time.Unix(1, 0)) // no answer is to be awaited
+			x.link.raw.Close() // no answer is to be awaited
 		}
 	}()
 	return up
@@ -156,7 +158,7 @@ func (x *passage) await(r *http.Request) (*http.Response, error) {
 }
 
 // relay passes the answer on.
-func (x *passage) relay(w http.ResponseWriter, r *http.Request, c *wire.Conn, up *upload, res *http.Response) {
+func (x *passage) relay(w http.ResponseWriter, r *http.Request, over bool, up *upload, res *http.Response) {
 	h := w.Header()
 	for name, values := range res.Header {
 		h[name] = values
@@ -173,17 +175,22 @@ func (x *passage) relay(w http.ResponseWriter, r *http.Request, c *wire.Conn, up
 			h.Add("Trailer", name)
 		}
 	}
-	if !up.over() || x.websocket {
+	if !over || x.websocket {
 		// net/http does not find the end of a body that somebody else reads still: it would take the rest for a request.
 		h.Set("Connection", "close")
-		c.HangUp("")
+	}
+	if x.websocket {
+		wire.Of(r).HangUp("") // what follows is no request
 	}
 	x.status = res.StatusCode
 	w.WriteHeader(res.StatusCode)
 	var err error
+	if res.ContentLength < 0 || !over {
+		http.NewResponseController(w).Flush() // what follows may take its time
+	}
 	buffer := x.p.buffers.get()
 	defer x.p.buffers.Put(buffer)
-	if x.back, err = copyAnswer(w, res.Body, buffer[:], res.ContentLength < 0); err != nil {
+	if x.back, err = copyAnswer(w, res.Body, buffer[:], res.ContentLength); err != nil {
 		x.failed(r, up, err)
 		panic(http.ErrAbortHandler) // what was begun is not whole
 	}
@@ -279,12 +286,19 @@ func (u *upload) copy(b *bufio.Writer, r *http.Request, buffer []byte) error {
 	}
 }
 
-// over reports whether all of the body has been sent.
+// over reports whether all of the body has been sent. An answer that waited for all of it may be faster than our own word.
 func (u *upload) over() bool {
 	select {
 	case <-u.done:
 		return u.err == nil
 	default:
+	}
+	timer := time.NewTimer(overWait)
+	defer timer.Stop()
+	select {
+	case <-u.done:
+		return u.err == nil
+	case <-timer.C:
 		return false
 	}
 }
@@ -305,15 +319,16 @@ func (u *upload) abandon(w http.ResponseWriter, c *wire.Conn, l *link) {
 // writeError is the client's side of an answer going wrong.
 type writeError struct{ error }
 
-// copyAnswer copies a body. With flush each piece goes on at once: nobody knows when the next will come.
-func copyAnswer(w http.ResponseWriter, body io.Reader, buffer []byte, flush bool) (total int64, err error) {
+// copyAnswer copies a body of a length; negative: not known. Each piece but the last goes on at once: nobody knows when
+// the next will come.
+func copyAnswer(w http.ResponseWriter, body io.Reader, buffer []byte, length int64) (total int64, err error) {
 	control := http.NewResponseController(w)
 	for {
 		n, readErr := body.Read(buffer)
 		if n > 0 {
 			written, err := w.Write(buffer[:n])
 			total += int64(written)
-			if err == nil && flush {
+			if err == nil && total != length {
 				err = control.Flush()
 			}
 			if err != nil && !errors.Is(err, http.ErrBodyNotAllowed) {
