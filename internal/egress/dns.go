@@ -79,7 +79,7 @@ func (p *Proxy) answerName(ctx context.Context, q *question) (reply, string) {
 			return reply{rcode: dnsmessage.RCodeNameError}, "search"
 		}
 		d := policy.Deny(codeName, "no destination has this name: it is not looked up")
-		if safedial.Host(q.name) != nil || !p.denyName(r, q.name, d) {
+		if !p.denyName(r, q.name, d) || safedial.Host(q.name) != nil {
 			return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, string(codeName)
 		}
 	}
@@ -240,6 +240,7 @@ func (p *Proxy) serveUDP(ctx context.Context, c *net.UDPConn) {
 			return
 		}
 		if err != nil {
+			time.Sleep(time.Millisecond)
 			continue
 		}
 		query := slices.Clone(buffer[:n])

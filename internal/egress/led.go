@@ -50,7 +50,9 @@ func (p *Proxy) Led() netip.AddrPort {
 // ServeLed opens a listener on loopback for the connections that Connect leads here, and a UDP socket for questions, and
 // serves both until ctx ends; then it ends the connections that are open. It is called once.
 func (p *Proxy) ServeLed(ctx context.Context) error {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false) // nobody comes by several paths
+	l, err := plain.Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("serve led connections: %w", err)
 	}

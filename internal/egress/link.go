@@ -49,6 +49,8 @@ func (x *passage) secure(ctx context.Context, c net.Conn) (*link, error) {
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"http/1.1"},
 	})
+	ctx, cancel := context.WithTimeout(ctx, x.p.config.Limits.DialTimeout)
+	defer cancel()
 	if err := client.HandshakeContext(ctx); err != nil {
 		c.Close()
 		return nil, err

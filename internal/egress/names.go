@@ -125,17 +125,7 @@ func (p *Proxy) lookUp(ctx context.Context, r *rules, name string) ([]netip.Addr
 	}
 	n.mu.Unlock()
 	if !ok {
-		l.addresses, l.err = resolve(ctx, r, name)
-		for _, a := range l.addresses {
-			n.learn(name, a)
-		}
-		n.mu.Lock()
-		l.at = time.Now()
-		if n.answers[name] == l && l.err != nil && !errors.As(l.err, new(*safedial.DeniedError)) {
-			delete(n.answers, name)
-		}
-		n.mu.Unlock()
-		close(l.done)
+		n.ask(ctx, r, name, l)
 	}
 	select {
 	case <-l.done:
@@ -144,6 +134,26 @@ func (p *Proxy) lookUp(ctx context.Context, r *rules, name string) ([]netip.Addr
 		return nil, ctx.Err()
 	}
 }
+
+// ask resolves a name for all who wait for l. What went wrong on the way is not kept.
+func (n *names) ask(ctx context.Context, r *rules, name string, l *lookup) {
+	l.err = errLookUp
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		l.at = time.Now()
+		if n.answers[name] == l && l.err != nil && !errors.As(l.err, new(*safedial.DeniedError)) {
+			delete(n.answers, name)
+		}
+		close(l.done)
+	}()
+	l.addresses, l.err = resolve(ctx, r, name)
+	for _, a := range l.addresses {
+		n.learn(name, a)
+	}
+}
+
+var errLookUp = errors.New("the look-up did not end")
 
 func resolve(ctx context.Context, r *rules, name string) ([]netip.Addr, error) {
 	port := r.names[name]

@@ -72,13 +72,10 @@ func (p *Proxy) begin(via string) *passage {
 // x.decision or x.failure says why not. The caller ends the line with x.outcome, always.
 func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
 	defer x.rescue(&ok)
-	ctx, cancel := context.WithTimeout(ctx, 2*p.config.Limits.DialTimeout)
-	defer cancel()
-	var kept *link
 	switch {
 	case !x.admit():
 	case !x.byName():
-	case x.keeps(&kept): // its address was judged when it was dialled, by the same rules
+	case x.keeps(): // its address was judged when it was dialled, by the same rules
 		x.decide()
 	case !x.resolve(ctx):
 	case !x.byAddress():
@@ -87,11 +84,10 @@ func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
 		x.decide()
 	}
 	if !x.record() || !x.decision.Allowed() {
-		kept.close()
+		x.link.close()
 		return false
 	}
-	if kept != nil {
-		x.link = kept
+	if x.link != nil {
 		return true
 	}
 	guard := x.rules.guard
@@ -132,16 +128,14 @@ func (x *passage) byName() bool {
 }
 
 // keeps takes a connection to the same host that an earlier request left.
-func (x *passage) keeps(kept **link) bool {
+func (x *passage) keeps() bool {
 	if x.alone || x.destination == nil || !x.out.Request || x.waived != "" {
 		return false
 	}
-	l := x.rules.kept.take(x.out.Host)
-	if l == nil {
+	if x.link = x.rules.kept.take(x.out.Host); x.link == nil {
 		return false
 	}
-	*kept = l
-	x.out.Addresses = []netip.AddrPort{l.address}
+	x.out.Addresses = []netip.AddrPort{x.link.address}
 	return true
 }
 

@@ -128,7 +128,7 @@ func (p *Proxy) handle(w http.ResponseWriter, r *http.Request) {
 	x.sized, x.websocket = len(r.Header["Content-Length"]) > 0, isWebSocket(r)
 	if x.request(w, r, c, refused) {
 		again := p.begin(viaProxy)
-		again.sized, again.alone = x.sized, true
+		again.sized, again.websocket, again.alone = x.sized, x.websocket, true
 		again.request(w, r, c, refused)
 	}
 }
