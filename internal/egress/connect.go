@@ -2,12 +2,11 @@ package egress
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"path"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/sallyport/sallyport/internal/policy"
@@ -216,9 +215,10 @@ func (p *Proxy) socket(a Attempt) Way {
 	x := p.begin(viaSocket)
 	x.process = a.Process
 	x.out.Path = a.Path
-	if entry := escapeSocket(a.Path); entry != nil && !slices.Contains(x.rules.unlock, entry.Name) {
-		x.refused = &safedial.DeniedError{Host: a.Path, Code: safedial.CodeEscapeTarget, Entry: entry.Name, Reason: entry.Name + ": " + entry.Why}
+	if err := x.rules.checkSocket(a.Path); errors.As(err, &x.refused) {
 		x.refuse()
+	} else if err != nil {
+		x.denyAs(codeInternal, err.Error())
 	} else if d := x.rules.exits.DecideSocket(a.Path, x.rules.Sockets); d.Allowed() || !x.deny(d) {
 		x.decision = d
 	}
@@ -228,23 +228,22 @@ func (p *Proxy) socket(a Attempt) Way {
 	return x.refuseConnect()
 }
 
-// escapeSocket finds the escape-target registry's entry for a socket: by its path, in any of the spellings of /run, or
-// because it is the same socket under another path.
-func escapeSocket(socket string) *safedial.Escape {
+// checkSocket asks the escape-target registry: for the path, and for every path of its own that is the same socket, since
+// what is mounted here may have another name.
+func (r *rules) checkSocket(socket string) error {
+	if err := r.guard.CheckSocket(socket); err != nil {
+		return err
+	}
 	here, err := os.Stat(socket)
+	if err != nil {
+		return nil // nothing to connect to
+	}
 	for _, e := range safedial.Escapes() {
 		if e.Kind != "socket" {
 			continue
 		}
-		for _, pattern := range []string{e.Value, strings.TrimPrefix(e.Value, "/var"), "/var" + e.Value} {
-			if ok, _ := path.Match(pattern, socket); ok {
-				return &e
-			}
-		}
-		if err == nil {
-			if there, err := os.Stat(e.Value); err == nil && os.SameFile(here, there) {
-				return &e
-			}
+		if there, err := os.Stat(e.Value); err == nil && os.SameFile(here, there) {
+			return r.guard.CheckSocket(e.Value)
 		}
 	}
 	return nil

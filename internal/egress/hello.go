@@ -79,10 +79,10 @@ func joinRecords(b []byte) ([]byte, error) {
 		}
 		whole := len(b) >= recordHeader+n
 		fragment := b[recordHeader:min(recordHeader+n, len(b))]
-		if joined == nil && whole {
-			joined = fragment // nearly always all of it: no copy
+		if joined == nil {
+			joined = slices.Clip(fragment) // nearly always all of it: no copy
 		} else {
-			joined = append(joined[:len(joined):len(joined)], fragment...)
+			joined = append(joined, fragment...)
 		}
 		if len(joined) > 0 && joined[0] != clientHello {
 			return nil, errHelloMalformed

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -111,6 +112,21 @@ func (l *link) close() {
 	}
 }
 
+// spent reports whether nothing that was read is left: what comes behind an answer must not be taken for the next one.
+func (l *link) spent() bool {
+	if l.read.Buffered() > 0 {
+		return false
+	}
+	if l.Conn != l.raw { // TLS has a buffer of its own
+		var b [1]byte
+		l.raw.SetReadDeadline(time.Unix(1, 0))
+		if n, err := l.Conn.Read(b[:]); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return false
+		}
+	}
+	return l.raw.SetDeadline(time.Time{}) == nil
+}
+
 // quiet reports whether nothing has come over a kept link: no end, and no byte that nobody asked for.
 func (l *link) quiet() bool {
 	c, ok := l.raw.(syscall.Conn)
@@ -157,7 +173,7 @@ func (k *kept) take(h policy.Host) *link {
 
 // put keeps a link whose last answer has been read to its end, for a while.
 func (k *kept) put(h policy.Host, l *link) {
-	if l.read.Buffered() > 0 || l.raw.SetDeadline(time.Time{}) != nil {
+	if !l.spent() {
 		l.close()
 		return
 	}

@@ -64,7 +64,7 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 	}
 	over := up.over()
 	x.relay(w, r, over, up, res)
-	reuse = over && !res.Close && stop()
+	reuse = over && !res.Close && x.waived == "" && stop() // what was waived is to be waived again
 	if !reuse {
 		up.abandon(w, c, l)
 	}

@@ -67,7 +67,9 @@ func (t *tunnel) copy(to, from net.Conn, first []byte) int64 {
 		}
 	}
 	for {
-		from.SetReadDeadline(time.Now().Add(t.idle / 2))
+		now := time.Now()
+		from.SetReadDeadline(now.Add(t.idle / 2))
+		to.SetWriteDeadline(now.Add(t.idle * 3 / 2)) // of what is read by then the last has had its time
 		n, err := io.Copy(to, from)
 		total += n
 		if n > 0 {
@@ -82,7 +84,7 @@ func (t *tunnel) copy(to, from net.Conn, first []byte) int64 {
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			t.end(codeBroken)
 			return total
-		case time.Since(time.Unix(0, t.last.Load())) >= t.idle:
+		case time.Since(now) >= t.idle*3/2, time.Since(time.Unix(0, t.last.Load())) >= t.idle:
 			t.end(codeIdle)
 			return total
 		}
