@@ -215,7 +215,7 @@ func (p *Proxy) socket(a Attempt) Way {
 	x := p.begin(viaSocket)
 	x.process = a.Process
 	x.out.Path = a.Path
-	if err := x.rules.checkSocket(a.Path); errors.As(err, &x.refused) {
+	if err := x.rules.escapeSocket(a.Path); errors.As(err, &x.refused) {
 		x.refuse()
 	} else if err != nil {
 		x.denyAs(codeInternal, err.Error())
@@ -228,22 +228,24 @@ func (p *Proxy) socket(a Attempt) Way {
 	return x.refuseConnect()
 }
 
-// checkSocket asks the escape-target registry: for the path, and for every path of its own that is the same socket, since
-// what is mounted here may have another name.
-func (r *rules) checkSocket(socket string) error {
+// escapeSocket refuses a socket of the escape-target registry: by its path, or because it is the same socket under
+// another path.
+func (r *rules) escapeSocket(socket string) error {
 	if err := r.guard.CheckSocket(socket); err != nil {
 		return err
 	}
 	here, err := os.Stat(socket)
 	if err != nil {
-		return nil // nothing to connect to
+		return nil // there is nothing that could be another's
 	}
 	for _, e := range safedial.Escapes() {
 		if e.Kind != "socket" {
 			continue
 		}
 		if there, err := os.Stat(e.Value); err == nil && os.SameFile(here, there) {
-			return r.guard.CheckSocket(e.Value)
+			if err := r.guard.CheckSocket(e.Value); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

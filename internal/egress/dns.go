@@ -79,7 +79,7 @@ func (p *Proxy) answerName(ctx context.Context, q *question) (reply, string) {
 			return reply{rcode: dnsmessage.RCodeNameError}, "search"
 		}
 		d := policy.Deny(codeName, "no destination has this name: it is not looked up")
-		if !p.denyName(r, q.name, d) || safedial.Host(q.name) != nil {
+		if safedial.Host(q.name) != nil || !p.denyName(r, q.name, d) {
 			return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, string(codeName)
 		}
 	}

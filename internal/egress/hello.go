@@ -79,8 +79,8 @@ func joinRecords(b []byte) ([]byte, error) {
 		}
 		whole := len(b) >= recordHeader+n
 		fragment := b[recordHeader:min(recordHeader+n, len(b))]
-		if joined == nil {
-			joined = slices.Clip(fragment) // nearly always all of it: no copy
+		if joined == nil && whole {
+			joined = fragment[:len(fragment):len(fragment)] // nearly always all of it: no copy
 		} else {
 			joined = append(joined, fragment...)
 		}

@@ -112,21 +112,6 @@ func (l *link) close() {
 	}
 }
 
-// spent reports whether nothing that was read is left: what comes behind an answer must not be taken for the next one.
-func (l *link) spent() bool {
-	if l.read.Buffered() > 0 {
-		return false
-	}
-	if l.Conn != l.raw { // TLS has a buffer of its own
-		var b [1]byte
-		l.raw.SetReadDeadline(time.Unix(1, 0))
-		if n, err := l.Conn.Read(b[:]); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return false
-		}
-	}
-	return l.raw.SetDeadline(time.Time{}) == nil
-}
-
 // quiet reports whether nothing has come over a kept link: no end, and no byte that nobody asked for.
 func (l *link) quiet() bool {
 	c, ok := l.raw.(syscall.Conn)
@@ -145,6 +130,18 @@ func (l *link) quiet() bool {
 		return true
 	})
 	return quiet && err == nil
+}
+
+// drained reports whether TLS holds nothing that came with the last answer and is no part of it.
+func (l *link) drained() bool {
+	if l.Conn == l.raw {
+		return true
+	}
+	if l.raw.SetReadDeadline(time.Unix(1, 0)) != nil { // what it has not read yet stays where quiet looks
+		return false
+	}
+	n, err := l.Conn.Read(make([]byte, 1))
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // kept holds links between requests. Each belongs to the rules by which its address was judged.
@@ -173,7 +170,7 @@ func (k *kept) take(h policy.Host) *link {
 
 // put keeps a link whose last answer has been read to its end, for a while.
 func (k *kept) put(h policy.Host, l *link) {
-	if !l.spent() {
+	if l.read.Buffered() > 0 || !l.drained() || l.raw.SetDeadline(time.Time{}) != nil {
 		l.close()
 		return
 	}

@@ -43,7 +43,7 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 			l.close()
 		}
 	}()
-	stop := context.AfterFunc(r.Context(), func() { l.raw.Close() }) // a deadline would be set anew
+	stop := context.AfterFunc(r.Context(), func() { l.raw.Close() }) // a deadline would be set anew by who reads
 	defer stop()
 	up := x.send(w, r, c)
 	l.any = false

@@ -30,11 +30,21 @@ func (x *passage) tunnel(ctx context.Context, client net.Conn, early []byte, ser
 	t.last.Store(time.Now().UnixNano())
 	lifetime := time.AfterFunc(x.p.config.Limits.TunnelLifetime, func() { t.end(codeLifetime) })
 	stop := context.AfterFunc(ctx, func() { t.end(codeClosing) })
+	var watch *time.Timer // for what no deadline ends: one side has said all, and does not read the other
+	watch = time.AfterFunc(time.Hour, func() {
+		if t.still() >= 2*t.idle {
+			t.end(codeIdle)
+			return
+		}
+		watch.Reset(t.idle)
+	})
+	watch.Reset(t.idle)
 	back := make(chan int64)
 	go func() { back <- t.copy(client, server, late) }()
 	x.in = t.copy(server, client, early)
 	x.back = <-back
 	lifetime.Stop()
+	watch.Stop()
 	stop()
 	t.end("")
 	if ctx.Err() != nil {
@@ -44,6 +54,9 @@ func (x *passage) tunnel(ctx context.Context, client net.Conn, early []byte, ser
 		x.failure = t.code
 	}
 }
+
+// still is how long no byte was seen.
+func (t *tunnel) still() time.Duration { return time.Since(time.Unix(0, t.last.Load())) }
 
 // end closes both connections, which ends what is being copied.
 func (t *tunnel) end(code policy.Code) {
@@ -67,9 +80,7 @@ func (t *tunnel) copy(to, from net.Conn, first []byte) int64 {
 		}
 	}
 	for {
-		now := time.Now()
-		from.SetReadDeadline(now.Add(t.idle / 2))
-		to.SetWriteDeadline(now.Add(t.idle * 3 / 2)) // of what is read by then the last has had its time
+		from.SetReadDeadline(time.Now().Add(t.idle / 2))
 		n, err := io.Copy(to, from)
 		total += n
 		if n > 0 {
@@ -84,7 +95,7 @@ func (t *tunnel) copy(to, from net.Conn, first []byte) int64 {
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			t.end(codeBroken)
 			return total
-		case time.Since(now) >= t.idle*3/2, time.Since(time.Unix(0, t.last.Load())) >= t.idle:
+		case t.still() >= t.idle:
 			t.end(codeIdle)
 			return total
 		}
