@@ -1,14 +1,12 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +17,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/sallyport/sallyport/e2e/rootfs"
 )
 
 // engine is the container engine that scripts/with-engine starts for the tests. It has no network: the containers reach
@@ -52,82 +52,6 @@ func (e *engine) run(t *testing.T, stdin io.Reader, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// rootfs is an image's file system in the making: Node with the libraries it is linked to, the example service and
-// sallyport, and nothing else.
-type rootfs struct {
-	t   *testing.T
-	tar *tar.Writer
-	has map[string]bool
-}
-
-func (r *rootfs) dir(path string) {
-	path = strings.Trim(path, "/")
-	if path == "" || path == "." || r.has[path] {
-		return
-	}
-	r.dir(filepath.Dir(path))
-	r.has[path] = true
-	mode := int64(0o755)
-	if path == "tmp" {
-		mode = 0o1777
-	}
-	r.check(r.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: path + "/", Mode: mode}))
-}
-
-func (r *rootfs) file(path string, mode int64, content []byte) {
-	path = strings.Trim(path, "/")
-	if r.has[path] {
-		return
-	}
-	r.dir(filepath.Dir(path))
-	r.has[path] = true
-	r.check(r.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, Mode: mode, Size: int64(len(content))}))
-	_, err := r.tar.Write(content)
-	r.check(err)
-}
-
-func (r *rootfs) copy(from, to string, mode int64) {
-	content, err := os.ReadFile(from)
-	r.check(err)
-	r.file(to, mode, content)
-}
-
-func (r *rootfs) tree(from, to string) {
-	r.check(filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		below, err := filepath.Rel(from, path)
-		if err == nil {
-			r.copy(path, filepath.Join(to, below), 0o644)
-		}
-		return err
-	}))
-}
-
-// program copies a program with the libraries that ldd names.
-func (r *rootfs) program(name, to string) {
-	path, err := exec.LookPath(name)
-	r.check(err)
-	path, err = filepath.EvalSymlinks(path)
-	r.check(err)
-	r.copy(path, to, 0o755)
-	out, err := exec.Command("ldd", path).Output()
-	r.check(err)
-	for _, field := range strings.Fields(string(out)) {
-		if strings.HasPrefix(field, "/") {
-			r.copy(field, field, 0o755)
-		}
-	}
-}
-
-func (r *rootfs) check(err error) {
-	r.t.Helper()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-}
-
 // image imports the example service as the README says to build it: one ENTRYPOINT line.
 func (e *engine) image(t *testing.T) string {
 	t.Helper()
@@ -140,25 +64,23 @@ func (e *engine) image(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader, writer := io.Pipe()
-	go func() {
-		r := &rootfs{t: t, tar: tar.NewWriter(writer), has: map[string]bool{}}
-		for _, d := range []string{"tmp", "proc", "sys", "dev", "shared", "app"} {
-			r.dir(d)
+	fs := rootfs.Tar(func(f *rootfs.FS) {
+		f.Dir("/tmp", 0o1777)
+		for _, d := range []string{"/proc", "/sys", "/dev", "/shared", "/app"} {
+			f.Dir(d, 0o755)
 		}
-		r.file("/etc/passwd", 0o644, []byte("root:x:0:0:root:/:/\n"))
-		r.file("/etc/shadow", 0o600, []byte("root:*:1::::::\n"))
-		r.file("/etc/marker", 0o644, []byte("not the service's to read\n"))
-		r.program("node", "/usr/local/bin/node")
-		r.copy(sallyport, "/usr/local/bin/sallyport", 0o755)
-		r.copy(filepath.Join(service, "package.json"), "/app/package.json", 0o644)
+		f.File("/etc/passwd", 0o644, []byte("root:x:0:0:root:/:/\n"))
+		f.File("/etc/shadow", 0o600, []byte("root:*:1::::::\n"))
+		f.File("/etc/marker", 0o644, []byte("not the service's to read\n"))
+		f.Program("node", "/usr/local/bin/node")
+		f.Copy(sallyport, "/usr/local/bin/sallyport", 0o755)
+		f.Copy(filepath.Join(service, "package.json"), "/app/package.json", 0o644)
 		for _, part := range []string{"dist", "invoices", "node_modules"} {
-			r.tree(filepath.Join(service, part), filepath.Join("/app", part))
+			f.Tree(filepath.Join(service, part), filepath.Join("/app", part))
 		}
-		r.check(r.tar.Close())
-		writer.Close()
-	}()
-	return e.run(t, reader, "import",
+	})
+	defer fs.Close()
+	return e.run(t, fs, "import",
 		"--change", "WORKDIR /app",
 		"--change", `ENV PATH=/usr/local/bin`,
 		"--change", `ENTRYPOINT ["sallyport", "run", "-c", "/shared/sallyport.yaml", "--", "node", "dist/main.js"]`,

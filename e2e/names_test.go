@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"errors"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/sallyport/sallyport/e2e/rootfs"
 	"github.com/sallyport/sallyport/internal/sallytest"
 )
 
@@ -143,16 +143,17 @@ func TestNamesInContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var image bytes.Buffer
-	r := &rootfs{t: t, tar: tar.NewWriter(&image), has: map[string]bool{}}
-	for _, d := range []string{"tmp", "proc", "sys", "dev", "shared"} {
-		r.dir(d)
-	}
-	r.copy(names, "/bin/names", 0o755)
-	r.copy(lookup, "/bin/lookup", 0o755)
-	r.copy(sallyport, "/bin/sallyport", 0o755)
-	r.check(r.tar.Close())
-	id := e.run(t, &image, "import", "--change", "ENV PATH=/bin", "-")
+	image := rootfs.Tar(func(f *rootfs.FS) {
+		f.Dir("/tmp", 0o1777)
+		for _, d := range []string{"/proc", "/sys", "/dev", "/shared"} {
+			f.Dir(d, 0o755)
+		}
+		f.Copy(names, "/bin/names", 0o755)
+		f.Copy(lookup, "/bin/lookup", 0o755)
+		f.Copy(sallyport, "/bin/sallyport", 0o755)
+	})
+	defer image.Close()
+	id := e.run(t, image, "import", "--change", "ENV PATH=/bin", "-")
 	dir := namesFolder(t, namesConfig("127.0.0.1:5353", "dns"))
 	write(t, filepath.Join(dir, "resolv.conf"), []byte("nameserver 127.0.0.53\n"))
 	for name, want := range map[string]string{"allowed.test": "93.184.216.34", "secret.test": ""} {
