@@ -2,6 +2,7 @@
 #
 #   make demo        a NestJS service behind sallyport, walked through in the terminal (ONCE=1: check and end)
 #   make test        everything that must hold
+#   make lab         a vulnerable service in a real container, attacked bare and guarded (FORMAT=json: one object on stdout)
 #   make help        the rest
 
 SHELL       := /bin/bash
@@ -12,19 +13,20 @@ MAKEFLAGS   += --no-print-directory
 GO      ?= go
 BIN     := build/sallyport
 STAMPS  := build/stamps
-SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './examples/nestjs/*' -not -path '*/node_modules/*') go.mod go.sum \
+SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './examples/nestjs/*' -not -path './e2e/*' -not -path '*/node_modules/*') go.mod go.sum \
            $(shell find safedial internal -type f -not -name '*.go' -not -path '*/testdata/*' 2>/dev/null)
 FUZZTIME ?= 30s
 BENCH    ?= .
+FORMAT   ?= text
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help build demo test bench lint fuzz unit scripts npm-test walk clean tools-check
+.PHONY: help build demo test lab lab-ready bench lint fuzz unit scripts npm-test walk clean tools-check
 
 help: ## Show this
 	@echo "sallyport: a bearer token should open a route, never the host"; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
-	@echo; echo "  ONCE=1 with demo: check every step and end.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP with bench."
+	@echo; echo "  ONCE=1 with demo: check every step and end.  FORMAT=json with lab.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP with bench."
 
 build: $(BIN) ## Build build/sallyport, one static binary
 
@@ -41,6 +43,16 @@ demo: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The mai
 test: lint unit npm-test walk ## Everything: format, vet, staticcheck, vulnerabilities, go test -race, scripts, npm tests, end to end
 	$(call say,all of it passed)
 
+# Whatever is built before goes to standard error: standard output is the lab's own.
+lab: ## The escape lab: a vulnerable service in a real container, attacked bare and guarded
+	@$(MAKE) lab-ready >&2
+	@scripts/with-engine build/lab -format $(FORMAT)
+
+lab-ready: $(STAMPS)/packages $(STAMPS)/e2e-lab-app-build
+	$(call say,building the lab)
+	@mkdir -p build
+	@$(GO) build -o build/lab ./e2e/lab
+
 walk: ## make demo ONCE=1
 	@$(MAKE) demo ONCE=1
 
@@ -55,7 +67,7 @@ lint: ## gofmt, vet, staticcheck, arm64, govulncheck where its data can be reach
 	$(call say,govulncheck)
 	@scripts/vulncheck
 
-unit: build $(STAMPS)/packages $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends ## go test -race of everything, the real services among it
+unit: build $(STAMPS)/packages $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/e2e-lab-app-build ## go test -race of everything, the real services among it
 	$(call say,go test -race ./... with the end-to-end tests)
 	@scripts/with-engine scripts/unit
 
@@ -70,7 +82,7 @@ bench: build ## The benchmarks beside the code; BENCH=REGEXP picks
 fuzz: ## Every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
-$(STAMPS)/packages:
+$(STAMPS)/packages: scripts/packages
 	$(call say,a C compiler and a container engine for the tests)
 	@mkdir -p $(STAMPS)
 	@scripts/packages
@@ -79,10 +91,12 @@ $(STAMPS)/packages:
 $(STAMPS)/examples-nestjs: DIR := examples/nestjs
 $(STAMPS)/e2e-authserver: DIR := e2e/authserver
 $(STAMPS)/e2e-backends: DIR := e2e/backends
+$(STAMPS)/e2e-lab-app: DIR := e2e/lab/app
 $(STAMPS)/examples-nestjs: examples/nestjs/package-lock.json
 $(STAMPS)/e2e-authserver: e2e/authserver/package-lock.json
 $(STAMPS)/e2e-backends: e2e/backends/package-lock.json
-$(STAMPS)/examples-nestjs $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends:
+$(STAMPS)/e2e-lab-app: e2e/lab/app/package-lock.json
+$(STAMPS)/examples-nestjs $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/e2e-lab-app:
 	$(call say,npm ci in $(DIR))
 	@mkdir -p $(STAMPS)
 	@cd $(DIR) && npm ci --no-audit --no-fund --loglevel=error
@@ -93,5 +107,10 @@ $(STAMPS)/examples-nestjs-build: $(STAMPS)/examples-nestjs $(shell find examples
 	@cd examples/nestjs && npm run --silent build
 	@touch $@
 
+$(STAMPS)/e2e-lab-app-build: $(STAMPS)/e2e-lab-app $(wildcard e2e/lab/app/src/*.ts) e2e/lab/app/tsconfig.json
+	$(call say,building the vulnerable service of the escape lab)
+	@cd e2e/lab/app && npm run --silent build
+	@touch $@
+
 clean: ## Remove what was built and installed
-	rm -rf build examples/nestjs/node_modules examples/nestjs/dist examples/nestjs/build examples/nestjs/var e2e/authserver/node_modules e2e/backends/node_modules
+	rm -rf build examples/nestjs/node_modules examples/nestjs/dist examples/nestjs/build examples/nestjs/var e2e/authserver/node_modules e2e/backends/node_modules e2e/lab/app/node_modules e2e/lab/app/dist
