@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/egress"
@@ -74,6 +75,7 @@ func (r *reader) destination(v *value) egress.Destination {
 		CA:        v.get("ca_file").text(),
 		Methods:   v.get("methods").texts(),
 		Paths:     v.get("paths").texts(),
+		Public:    v.get("addresses").text() == "public",
 		Direct:    v.get("direct").yes(),
 	}
 	if p := v.get("protocol"); p.wrong() || v.get("tls").wrong() {
@@ -95,6 +97,11 @@ func (r *reader) destination(v *value) egress.Destination {
 	}
 	if direct := v.get("direct"); d.Direct && d.Protocol != egress.ProtocolTCP {
 		r.fail(direct, "remove it, or write `protocol: tcp`", "what goes straight there is not seen, and `protocol: %s` is about what is sent", protocolOf(d))
+	}
+	for _, h := range v.get("hosts").entries {
+		if _, err := netip.ParseAddrPort(h.text()); err == nil && d.Public {
+			r.fail(v.get("addresses"), "remove it, or write the destination's name", "it says where names may be, and %s is an address", h.text())
+		}
 	}
 	return d
 }

@@ -32,7 +32,7 @@ func describeDestination() *key {
 	return &key{kind: section, example: `{name: billing, hosts: ["billing.internal:443"]}`, keys: []key{
 		{name: "name", kind: text, required: true, example: "billing", pattern: `^[a-z0-9-]+$`, shape: "made of a-z, 0-9 and `-`", doc: "Its name in records and metrics; unique."},
 		{name: "hosts", kind: sequence, required: true, least: 1, example: `["billing.internal:443"]`,
-			doc:  "Where it is: NAME:PORT or ADDRESS:PORT, in lower case, without wildcards. What is written here may be at a private address, which no other name may lead to.",
+			doc:  "Where it is: NAME:PORT or ADDRESS:PORT, in lower case, without wildcards. What is written here may be at a private address, which no other name may lead to, unless `addresses` says `public`.",
 			item: &key{kind: text, check: hostPort, example: `"billing.internal:443"`}},
 		{name: "protocol", kind: text, enum: []string{"tls", "http", "tcp"}, enumHint: mistakenProtocols(), def: "tls", example: "http",
 			doc:   "What the service speaks. `tls`: it must ask for one of the names in `hosts` (SNI), in the open; what follows is not read. `http`: plain HTTP/1.1, request by request. `tcp`: bytes that nobody looks at, for databases.",
@@ -44,6 +44,9 @@ func describeDestination() *key {
 			item: &key{kind: text, enum: []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}}},
 		{name: "paths", kind: sequence, least: 1, example: `["/v1/invoices/{id}"]`, doc: "The paths that it may be asked for, as patterns of a route without the method: `/v1/{id}`, `/v1/{rest...}`. They are seen where methods are.", unset: "any path may",
 			item: &key{kind: text, check: pathPattern, example: `"/v1/invoices/{id}"`}},
+		{name: "addresses", kind: text, enum: []string{"public", "any"}, def: "any", example: "public",
+			doc:   "Where its names may be. `public`: at ordinary addresses only, for a name that somebody else answers for, who could lead it inside. `any`: at private ones too, but never at an escape target.",
+			unset: "`any`: the name is written down here"},
 		{name: "direct", kind: boolean, def: "false", example: "true", doc: "A connection that `run` brokers goes straight to the judged address, without a copy through us: for `protocol: tcp`.", unset: "what the service sends passes through us"},
 	}, later: []key{
 		{name: "for", doc: "every request could cause this, whoever's it is",

@@ -106,14 +106,14 @@ func TestE5SpecialAddresses(t *testing.T) {
 	n := 0
 	for _, a := range specials() {
 		address := netip.MustParseAddr(a)
-		s.refused(connectTo(netip.AddrPortFrom(address, 80).String()), 403, "destination_unknown")
+		s.refused(connectTo(netip.AddrPortFrom(address, 80).String()), 403, "destination_unknown", "escape_target")
 		if w := s.way(Attempt{Network: "tcp", To: netip.AddrPortFrom(address, 80)}); w.Via.IsValid() {
 			t.Errorf("%s: led to %s", a, w.Via)
 		}
 		n += 2
 	}
 	for _, port := range []string{":80", ":32526"} {
-		s.refused(connectTo("168.63.129.16"+port), 403, "destination_unknown")
+		s.refused(connectTo("168.63.129.16"+port), 403, "escape_target")
 	}
 	if d, _ := s.audit.entries(t); len(d) != n+2 {
 		t.Errorf("%d records of %d", len(d), n+2)
@@ -130,6 +130,23 @@ func TestE5MetadataStaysRefusedWhereverANameLeads(t *testing.T) {
 			t.Errorf("%s: %d %+v", a, res.StatusCode, p)
 		}
 	}
+}
+
+// A name that somebody else answers for leads inside only where the operator did not say that it is public.
+func TestE5PublicNames(t *testing.T) {
+	server := serve(t, nil, echo)
+	public, other := host("public.com", server.port), host("other.com", server.port)
+	s := newStage(t, Rules{Destinations: []Destination{
+		{Name: "public", Hosts: []string{public}, Protocol: "tcp", Public: true}, {Name: "other", Hosts: []string{other}, Protocol: "tcp"},
+	}}, nil)
+	s.dns.Set("other.com", "127.0.0.1")
+	for _, a := range append(specials(), "127.0.0.1") {
+		s.dns.Set("public.com", a)
+		if res, p := s.raw(connectTo(public)).response(); res.StatusCode != 403 || p.Code != "special_address" && p.Code != "escape_target" {
+			t.Errorf("%s: %d %+v", a, res.StatusCode, p)
+		}
+	}
+	s.connect(other)
 }
 
 func TestE6MixedAnswersAndRebinding(t *testing.T) {
@@ -184,7 +201,7 @@ func TestE8RedirectsAreJudgedAnew(t *testing.T) {
 	if res.StatusCode != 403 || service.Requests() != 1 {
 		t.Errorf("%d after %d requests", res.StatusCode, service.Requests())
 	}
-	if d := s.decision(1); d.Code != "destination_unknown" || d.Host != "169.254.169.254" {
+	if d := s.decision(1); d.Code != "escape_target" || d.Host != "169.254.169.254" {
 		t.Errorf("%+v", d)
 	}
 }

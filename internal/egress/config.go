@@ -48,6 +48,7 @@ type Destination struct {
 	CA        string   // with Originate: a PEM file of roots beside the system's; empty: none
 	Methods   []string // where requests can be seen; empty: all
 	Paths     []string // patterns as of a route, without method: "/v1/{id}", "/v1/{rest...}"; where requests can be seen; empty: all
+	Public    bool     // its names may be at ordinary addresses only, as befits a name that somebody else answers for
 	Direct    bool     // with tcp: a brokered connection goes straight to the judged address; nothing is copied
 }
 

@@ -187,6 +187,9 @@ func (x *passage) byAttempt() bool {
 	if exit.Destination != nil {
 		x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
 	}
+	if d.Code == policy.DestinationUnknown && x.escapes() {
+		return x.refuse()
+	}
 	return d.Code == "" || d.Code == policy.NotJudged || x.deny(d)
 }
 

@@ -194,6 +194,9 @@ func (p *Proxy) compile(r Rules) (*rules, error) {
 	made.resolver, err = newResolver(r.Resolvers)
 	errs = append(errs, err)
 	for _, d := range list {
+		if made.destinations[d.Name] != nil && made.destinations[d.Name].Public {
+			continue // whatever the guard refuses for a name that nobody wrote down
+		}
 		for _, h := range d.Hosts {
 			made.allow = append(made.allow, h.String())
 		}

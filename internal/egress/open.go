@@ -124,7 +124,25 @@ func (x *passage) byName() bool {
 	if exit.Destination != nil {
 		x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
 	}
+	if d.Code == policy.DestinationUnknown && x.escapes() {
+		return x.refuse()
+	}
 	return d.Code == "" || x.deny(d)
+}
+
+// escapes reports whether a place that no destination names is an escape target by its address or port, which is worth
+// more to whoever reads the record than that it is unknown, and is not to be let pass in report mode. Nothing is looked up.
+func (x *passage) escapes() bool {
+	to := x.fixed
+	if a, err := netip.ParseAddr(x.out.Host.Name); !to.IsValid() && err == nil {
+		to = netip.AddrPortFrom(a, x.out.Host.Port)
+	}
+	var denied *safedial.DeniedError
+	if !to.IsValid() || !errors.As(x.rules.guard.Check(x.out.Host.Name, to), &denied) || denied.Code != safedial.CodeEscapeTarget {
+		return false
+	}
+	x.refused = denied
+	return true
 }
 
 // keeps takes a connection to the same host that an earlier request left.
