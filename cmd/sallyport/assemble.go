@@ -144,6 +144,9 @@ const reloadPatience = 15 * time.Second
 func (g *gate) reload(ctx context.Context) error {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
+	if g.service.learns() {
+		return errors.New("reload: not while a profile is learned: it is about the configuration that it began with")
+	}
 	before := g.configuration()
 	f, err := config.Read(before.Path)
 	if err != nil {

@@ -16,13 +16,9 @@ import (
 // handOver makes the folders and files that sallyport writes, and gives them to the user that it is about to become.
 // Where it is not root it makes them, and they are its own.
 func handOver(f *config.File) error {
-	h := heir{}
-	if os.Getuid() == 0 {
-		uid, gid, err := sandbox.Identity(f.Sandbox)
-		if err != nil {
-			return err
-		}
-		h = heir{uid: uid, gid: gid, gives: uid != 0}
+	h, err := heirOf(f)
+	if err != nil {
+		return err
 	}
 	if f.Ingress.Assertion != nil {
 		// The keys are ours alone; what is published is for the service and whoever else verifies.
@@ -54,6 +50,14 @@ func handOver(f *config.File) error {
 type heir struct {
 	uid, gid int
 	gives    bool // we are root and become somebody else
+}
+
+func heirOf(f *config.File) (heir, error) {
+	if os.Getuid() != 0 {
+		return heir{}, nil
+	}
+	uid, gid, err := sandbox.Identity(f.Sandbox)
+	return heir{uid: uid, gid: gid, gives: uid != 0}, err
 }
 
 // give never follows a link: root must not be led to give away another file.

@@ -23,11 +23,11 @@ import (
 )
 
 func newRun(t *terminal) *cobra.Command {
-	var path string
+	var path, learnTo string
 	var level slog.Level
 	var patience time.Duration
 	c := &cobra.Command{
-		Use:   "run [-c FILE] -- CMD [ARG...]",
+		Use:   "run [-c FILE] [--learn FILE] -- CMD [ARG...]",
 		Short: "Run a service between the gates and inside the walls",
 		Long: `Run CMD as a service that nobody reaches but through the gate in front, and that
 reaches nobody but through the gate behind.
@@ -52,9 +52,17 @@ Signals: SIGTERM and SIGINT stop accepting, drain (ingress.limits.drain_timeout)
 and then end the service; a second one ends it at once. SIGHUP opens the audit
 log anew and reloads the configuration. SIGUSR1, SIGUSR2 and SIGWINCH go to the
 service. On a terminal the service has the foreground: Ctrl-C reaches it alone,
-and when it ends so does sallyport.`,
+and when it ends so does sallyport.
+
+--learn FILE finds out what sandbox and egress must say. The service runs behind
+the gate, without privileges and on loopback as ever, but every file that its
+user may open is open to it, and it may connect to whatever is not in the
+registry of escape targets. Exercise every route, end it, and read FILE: it holds
+the two sections, ready to be pasted, with what is dangerous left out and said.
+Not for production: nothing that is worth something belongs into such a run.`,
 		Example: `  sallyport run -- node dist/main.js
   sallyport run -c /etc/sallyport.yaml -- /app/server --port 3000
+  sallyport run --learn learned.yaml -- node dist/main.js
 
   ENTRYPOINT ["sallyport", "run", "--", "node", "dist/main.js"]`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -79,11 +87,18 @@ and when it ends so does sallyport.`,
 			if patience <= 0 {
 				return usage("--start-timeout must be positive, got %s", patience)
 			}
-			return run(c.Context(), t, f, args, t.logger(level), patience)
+			if c.Flags().Changed("learn") {
+				if err := mayLearn(f, learnTo); err != nil {
+					return err
+				}
+			}
+			return run(c.Context(), t, f, args, t.logger(level), patience, learnTo)
 		},
 	}
 	configFlag(c, &path)
 	logLevelFlag(c, &level)
+	c.Flags().StringVar(&learnTo, "learn", "", "do not confine: note what the service does, and write its profile to a new `FILE`")
+	_ = c.MarkFlagFilename("learn", "yaml", "yml")
 	c.Flags().DurationVar(&patience, "start-timeout", time.Minute, "how long the service may take until it listens")
 	return c
 }
@@ -97,9 +112,17 @@ type service struct {
 	code    int
 	listens atomic.Bool // it has been seen to
 	late    atomic.Bool // it was ended because it never listened
+	lesson  *lesson     // nil: it is confined
 }
 
-func run(ctx context.Context, t *terminal, f *config.File, args []string, log *slog.Logger, patience time.Duration) error {
+// run is the whole life of a service, and of what is learned from it if learnTo is not empty.
+func run(ctx context.Context, t *terminal, f *config.File, args []string, log *slog.Logger, patience time.Duration, learnTo string) (err error) {
+	l, err := newLesson(f, learnTo, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = l.finish(err) }()
+	f = l.open(f)
 	s, err := start(f, log)
 	if err != nil {
 		return err
@@ -110,19 +133,21 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 		s.gate.close()
 		return err
 	}
-	svc := &service{command: args, log: log, ended: make(chan struct{})}
+	profile.Learn = l != nil
+	svc := &service{command: args, log: log, ended: make(chan struct{}), lesson: l}
 	s.service = svc
 	if err := s.open(ctx); err != nil {
 		return err
 	}
 	svc.process, err = sandbox.Launch(ctx, profile, sandbox.Command{
 		Path: args[0], Args: args, Stdin: t.in, Stdout: t.out, Stderr: t.err, Logger: log,
-		Connect: connect(s.behind), Resolve: resolve(context.WithoutCancel(ctx), s.behind),
+		Connect: l.notes(s, connect(s.behind)), Resolve: resolve(context.WithoutCancel(ctx), s.behind),
 	})
 	if err != nil {
 		s.abandon()
 		return launchError(err)
 	}
+	l.watch(t, f, profile, svc)
 	go svc.wait()
 	go svc.awaitListening(ctx, f.Ingress.Upstream, patience)
 	if err := s.serve(ctx); err != nil {
@@ -195,6 +220,9 @@ func (s *service) ready() error {
 		return errors.New("the service does not listen yet")
 	}
 }
+
+// learns tells whether its profile is being learned.
+func (s *service) learns() bool { return s != nil && s.lesson != nil }
 
 // done is closed when the program has ended; nil where there is none.
 func (s *service) done() <-chan struct{} {

@@ -242,6 +242,9 @@ func (s *server) recordRun(what string) error {
 	d := map[string]any{"event": what, "version": readVersion().Version, "config": s.configuration().Path}
 	if service := s.service; service != nil {
 		d["command"] = service.command
+		if l := service.lesson; l != nil {
+			d["learning"] = l.path // nothing that the profile says of files and connections holds
+		}
 		switch what {
 		case "started":
 			enforced := service.process.Enforced()

@@ -34,6 +34,12 @@ func newTerminal(in *os.File, out, err io.Writer) *terminal {
 	return &terminal{in: in, out: out, err: err, colour: isTerm(out) && !plain, colourErr: isTerm(err) && !plain}
 }
 
+// interactive tells whether there is a person in front.
+func (t *terminal) interactive() bool {
+	f, ok := t.err.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
 // fail prints an error as a person needs it.
 func (t *terminal) fail(err error) {
 	if ce, ok := errors.AsType[*codeError](err); ok && ce.err == nil {

@@ -108,6 +108,20 @@ func (n *names) hosts(r *rules, to netip.AddrPort) (hosts []policy.Host) {
 	return hosts
 }
 
+// Names are those that an address was resolved from lately, the latest last.
+func (p *Proxy) Names(address netip.Addr) (names []string) {
+	n := p.names
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, k := range n.known[address.Unmap()] {
+		if now.Before(k.until) {
+			names = append(names, k.name)
+		}
+	}
+	return names
+}
+
 // lookUp resolves a name for the service. The answers have been judged: the error may be a *safedial.DeniedError.
 func (p *Proxy) lookUp(ctx context.Context, r *rules, name string) ([]netip.Addr, error) {
 	n := p.names

@@ -128,6 +128,9 @@ func (b *broker) bindInet(o *twin, address []byte) unix.Errno {
 	}
 	v := b.judge(o.kind == unix.SOCK_STREAM, b.only6(o), asked)
 	if v.errno != 0 {
+		if b.learner != nil && o.kind == unix.SOCK_STREAM && !b.silent() {
+			b.learner.refusedListen(asked.String())
+		}
 		b.say(fmt.Sprint(o.kind, asked), v.why, "asked", asked.String(), "hint", v.hint)
 		return v.errno
 	}
@@ -311,6 +314,9 @@ func (b *broker) bindUnix(tid uint32, o *twin, address []byte) unix.Errno {
 		return errnoOf(err)
 	}
 	b.remember(dir, name, began)
+	if b.learner != nil && !b.silent() {
+		b.learner.at(caller{tid}, real, accessWrite)
+	}
 	return 0
 }
 

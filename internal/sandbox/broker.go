@@ -30,6 +30,7 @@ type broker struct {
 	udp      bool     // there are UDP sockets, for name resolution
 	hook     func(Attempt, func(Way))
 	resolve  func(query []byte) []byte
+	learner  *learner // nil: the profile is enforced, and not learnt
 	log      *slog.Logger
 
 	aside sync.WaitGroup // copies that are being closed
@@ -105,6 +106,10 @@ func newBroker(s *spec, cmd Command, log *slog.Logger) (*broker, error) {
 	b := &broker{
 		ports: s.Ports, sockets: s.Sockets, udp: s.UDP, hook: cmd.Connect, resolve: cmd.Resolve, log: log, poll: poll, quiet: true,
 		held: map[uint64]*twin{}, waiting: map[int]*twin{}, past: map[uint64]past{}, files: map[file]bool{}, led: map[uint16]bool{}, said: map[string]bool{},
+	}
+	if s.Learn {
+		b.learner = newLearner(s.needs, s.Dir, variable(s.Env, "PATH"))
+		b.writable = []string{"/"} // a socket's file is a file, and no rule holds on files
 	}
 	for _, r := range s.Rules {
 		if r.Access&accessWrite != 0 {
@@ -382,6 +387,13 @@ func (b *broker) say(key, message string, attributes ...any) {
 	b.said[key] = true
 	b.mu.Unlock()
 	b.log.Warn(message, attributes...)
+}
+
+// silent tells whether it is the self-test that asks.
+func (b *broker) silent() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.quiet
 }
 
 // hint is the line to change.

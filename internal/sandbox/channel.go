@@ -44,7 +44,9 @@ type spec struct {
 	Trials     trials // what the self-test must not, or must, get through to
 	Plan       []Protection
 	Trial      bool // report and end
+	Learn      bool // note what is opened, and let it pass
 
+	needs       []rule   // in the supervisor, with Learn: what the profile need not say
 	descriptors *os.File // in the child: its /proc/self/fd, opened before the walls
 }
 
@@ -145,5 +147,5 @@ func (s *spec) shape() shape {
 	if level == networkBroker && !s.Notify {
 		level = networkPorts
 	}
-	return shape{level: level, notify: s.Notify, custody: s.Custody, udp: s.UDP, unix: s.Unix, groups: s.Groups}
+	return shape{level: level, notify: s.Notify, custody: s.Custody, udp: s.UDP, unix: s.Unix, groups: s.Groups, learn: s.Learn}
 }

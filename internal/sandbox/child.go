@@ -178,6 +178,9 @@ func wallIn(c channel, s *spec) error {
 			if err != nil {
 				return err
 			}
+			if why != "" && s.Learn {
+				return fmt.Errorf("learn: %s", why)
+			}
 			if why != "" {
 				s.Notify = false
 				if err := c.send(report{NoListener: why}, -1); err != nil {
@@ -204,7 +207,7 @@ func wallIn(c channel, s *spec) error {
 	if s.shape().level == networkPorts {
 		connect = s.Connect
 	}
-	return confine(s.Landlock, s.Rules, ports, connect)
+	return confine(handled(s.Landlock, s.Learn), s.Rules, ports, connect)
 }
 
 // withoutListener corrects the plan where the kernel knows notification and gives us none.

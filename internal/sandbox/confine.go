@@ -21,6 +21,9 @@ const (
 	landlockFile = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE |
 		unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE
 
+	// What no rule grants.
+	landlockNobody = unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV | landlockResolveUnix
+
 	landlockRuleNetPort = 2 // LANDLOCK_RULE_NET_PORT
 )
 
@@ -33,7 +36,10 @@ type landlockPortRule struct{ access, port uint64 }
 // handled is everything that this kernel's Landlock can deny and that we deny where no rule allows it. No rule allows
 // what the supervisor does for the program: a connection that the program manages to make by itself is denied. What
 // the kernel has and is not handled: UDP (ABI 10), of which the filter leaves nothing.
-func handled(abi int) unix.LandlockRulesetAttr {
+//
+// While a profile is learnt files are open: of the rights to files only those are handled that no rule ever grants, and
+// the one (REFER) that the kernel denies wherever it is not granted, which confine grants everywhere.
+func handled(abi int, learn bool) unix.LandlockRulesetAttr {
 	fs := uint64(1)<<13 - 1 // ABI 1: EXECUTE to MAKE_SYM
 	if abi >= 2 {
 		fs |= unix.LANDLOCK_ACCESS_FS_REFER
@@ -46,6 +52,9 @@ func handled(abi int) unix.LandlockRulesetAttr {
 	}
 	if abi >= 9 {
 		fs |= landlockResolveUnix
+	}
+	if learn {
+		fs &= landlockNobody | unix.LANDLOCK_ACCESS_FS_REFER
 	}
 	a := unix.LandlockRulesetAttr{Handled_access_fs: fs}
 	if abi >= 4 {
@@ -62,14 +71,16 @@ func handled(abi int) unix.LandlockRulesetAttr {
 //
 // The raw system calls and not a library, because a library must confine all threads of a process, and two of ours
 // must differ until execve.
-func confine(abi int, rules []rule, bind, connect []uint16) error {
-	attr := handled(abi)
+func confine(attr unix.LandlockRulesetAttr, rules []rule, bind, connect []uint16) error {
 	// A kernel that does not know the attribute's last members takes them if they are zero, as they are.
 	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {
 		return fmt.Errorf("make a Landlock ruleset: %w", errno)
 	}
 	defer unix.Close(int(set))
+	if attr.Handled_access_fs&landlockRead == 0 {
+		rules = []rule{{"/", accessWrite}} // of which REFER is left, and nothing on kernels without it
+	}
 	for _, r := range rules {
 		if err := addPath(int(set), r, attr.Handled_access_fs); err != nil {
 			return fmt.Errorf("allow %s: %w", r.Path, err)

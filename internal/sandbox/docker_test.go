@@ -187,6 +187,18 @@ func TestDocker(t *testing.T) {
 			if r.code != 0 || strings.Count(r.out, "dns-sendto 127.0.0.53:53: ok") != 1 || strings.Count(r.out, "dns-sendto 127.0.0.11:53: ok") != 1 || strings.Count(r.out, "permission denied") != 2 {
 				t.Errorf("%d %s%s", r.code, r.out, r.err)
 			}
+			learn := service
+			learn.Profile.Learn, learn.Profile.Write, learn.Profile.Execute = true, nil, nil
+			r = inside("supervise", learn)
+			if r.code != 0 {
+				t.Fatalf("%d\n%s%s", r.code, r.out, r.err)
+			}
+			_, seen := r.learned(t)
+			for path, want := range map[string]string{"/elsewhere": "r", "/etc/shadow": "r", "/bin/echo": "x", "/data": "w|w refused"} {
+				if !strings.Contains("|"+want+"|", "|"+seen[path]+"|") {
+					t.Errorf("learned of %s: %q, want %q", path, seen[path], want)
+				}
+			}
 			r = inside("supervise", service)
 			var got map[string]string
 			if err := json.Unmarshal([]byte(r.out), &got); err != nil || r.code != 0 {

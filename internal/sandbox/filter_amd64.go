@@ -32,3 +32,18 @@ func archRows() []row {
 		{"create_module", unix.SYS_CREATE_MODULE, nil, eperm, "the machine is not the program's"},
 	}
 }
+
+// archLearnedCalls are the older spellings of learnedCalls.
+func archLearnedCalls() []learnedCall {
+	return []learnedCall{
+		{"open", unix.SYS_OPEN, effectOpen, []name{{-1, 0}}, 1},
+		{"creat", unix.SYS_CREAT, effectCreate, []name{{-1, 0}}, 0},
+		{"unlink", unix.SYS_UNLINK, effectRemove, []name{{-1, 0}}, 0},
+		{"rmdir", unix.SYS_RMDIR, effectRemove, []name{{-1, 0}}, 0},
+		{"rename", unix.SYS_RENAME, effectMove, []name{{-1, 0}, {-1, 1}}, 0},
+		{"mkdir", unix.SYS_MKDIR, effectFolder, []name{{-1, 0}}, 0},
+		{"mknod", unix.SYS_MKNOD, effectMake, []name{{-1, 0}}, 0},
+		{"symlink", unix.SYS_SYMLINK, effectMake, []name{{-1, 1}}, 0},
+		{"link", unix.SYS_LINK, effectLink, []name{{-1, 0}, {-1, 1}}, 0},
+	}
+}

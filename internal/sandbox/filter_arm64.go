@@ -17,3 +17,6 @@ func archPrologue() []bpf.Instruction { return nil }
 
 // archRows are the calls that other architectures do not have.
 func archRows() []row { return nil }
+
+// archLearnedCalls is empty: arm64 never had the older spellings.
+func archLearnedCalls() []learnedCall { return nil }

@@ -18,6 +18,7 @@ type shape struct {
 	udp     bool     // UDP sockets for name resolution
 	unix    bool     // the program listens on a unix socket
 	groups  []uint32 // process groups outside that the program must not join
+	learn   bool     // what is opened is noted
 }
 
 // asksConnect tells whether connect(2) is the supervisor's.
@@ -37,6 +38,9 @@ func table(s shape) []row {
 	}
 	if s.asksConnect() {
 		rows = append(rows, row{"connect", unix.SYS_CONNECT, nil, answerAsk, "the supervisor connects, to what it has judged"})
+	}
+	if s.learn && s.notify {
+		rows = append(rows, learnedRows()...)
 	}
 	rows = append(rows, escapes()...)
 	return append(rows, archRows()...)

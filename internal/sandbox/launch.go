@@ -30,8 +30,11 @@ func Launch(ctx context.Context, p Profile, cmd Command) (*Process, error) {
 		return nil, err
 	}
 	k := probeKernel()
+	if r.learn && (!k.notify || !k.filter) {
+		return nil, errors.New("learn: this kernel has no seccomp user notification, by which is noted what the program opens")
+	}
 	plan := r.plan(k)
-	if err := unaccepted(plan.Protections, p.AcceptGaps); err != nil {
+	if err := unaccepted(plan.Protections, r.accept); err != nil {
 		return nil, err
 	}
 	process, err := start(ctx, r.spec(k, plan), cmd)
@@ -39,7 +42,7 @@ func Launch(ctx context.Context, p Profile, cmd Command) (*Process, error) {
 		return nil, err
 	}
 	for _, q := range process.enforced.Protections {
-		if q.gap() {
+		if q.gap() && !(p.Learn && slices.Contains(learnGaps(), q.Name)) {
 			process.broker.log.Warn("a protection is missing, as the profile accepts", "protection", q.Name, "asked", q.Asked, "why", q.Detail)
 		}
 	}
@@ -147,7 +150,7 @@ func (r *resolved) spec(k kernel, plan Plan) *spec {
 		Path: r.path, Args: r.args, Env: r.env, Dir: r.dir, UID: r.uid, GID: r.gid, Supervisor: os.Getpid(), Groups: groupsOutside(),
 		Rules: r.rules, Denied: r.denied, Ports: r.ports, Connect: r.connect, Sockets: r.sockets, Unix: r.unix, UDP: r.udp,
 		Network: r.network, Limits: r.limits, Accept: r.accept,
-		Landlock: k.landlock, Filter: k.filter, Notify: k.notify, Plan: plan.Protections,
+		Landlock: k.landlock, Filter: k.filter, Notify: k.notify, Plan: plan.Protections, Learn: r.learn, needs: r.needs,
 	}
 }
 

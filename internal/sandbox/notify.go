@@ -80,13 +80,25 @@ func (l listener) valid(n *notification) bool {
 	return err == nil
 }
 
-// answer returns value, or an error number if there is one, from the call. There is no way here to answer "continue":
-// the kernel would read arguments again that another thread of the program can change.
+// answer returns value, or an error number if there is one, from the call. It does not let the call go on: the kernel
+// would read arguments again that another thread of the program can change. See pass for the one exception.
 func (l listener) answer(n *notification, value int, errno unix.Errno) error {
 	a := notificationAnswer{ID: n.ID, Value: int64(value), Error: -int32(errno)}
 	if errno != 0 {
 		a.Value = 0 // the kernel refuses both
 	}
+	if _, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&a)); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// pass has the kernel go on with a call as if nobody had been asked (SECCOMP_USER_NOTIF_FLAG_CONTINUE). It then reads the
+// call's arguments again, and what a pointer leads to: another thread of the program may have changed that since we looked,
+// so whoever decides on what was read must not let the call go on. Here nothing is decided, only noted, by a learner, which
+// is asked for to be sure that there is one; see broker.next, the only caller.
+func (l listener) pass(n *notification, _ *learner) error {
+	a := notificationAnswer{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
 	if _, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&a)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
@@ -165,6 +177,9 @@ func (b *broker) next(l listener) error {
 	}
 	if err != nil {
 		return err
+	}
+	if b.learn(n) {
+		return l.pass(n, b.learner)
 	}
 	if value, errno, now := b.handle(l, n); now {
 		return l.answer(n, value, errno)

@@ -126,6 +126,11 @@ func (r *resolved) plan(k kernel) Plan {
 		{Name: protUnixSockets, Asked: "no unix socket but those of the profile", Detail: cmp.Or(filter, r.unixSocketsGap(k))},
 		{Name: protUDP, Asked: "no UDP", Detail: filter},
 	}}
+	if r.learn {
+		for _, name := range learnGaps() {
+			p.set(name, func(q *Protection) { q.Detail = learning })
+		}
+	}
 	switch r.network {
 	case networkNone:
 		p.set(protNoInet, func(q *Protection) { q.Asked, q.Detail = "no INET socket at all", filter })
@@ -152,6 +157,11 @@ func (r *resolved) plan(k kernel) Plan {
 	p.judge()
 	return p
 }
+
+// learning is why the protections of learnGaps are missing while a profile is learnt.
+const learning = "learning: what the profile does not allow is noted, and passes"
+
+func learnGaps() []string { return []string{protFiles, protExecWritten, protUnixSockets} }
 
 // connectAsked says what network "ports" lets through.
 func (r *resolved) connectAsked() string {

@@ -47,6 +47,8 @@ type resolved struct {
 	network  string
 	limits   Limits
 	accept   []string
+	learn    bool
+	needs    []rule // with learn: what the profile need not say
 }
 
 // resolve checks the whole profile and returns all of its errors together. The caller must already be the program's
@@ -58,7 +60,10 @@ func resolve(p Profile, cmd Command) (*resolved, error) {
 			errs = append(errs, err)
 		}
 	}
-	r := &resolved{accept: p.AcceptGaps, args: cmd.Args, limits: limits(p.Limits)}
+	r := &resolved{accept: p.AcceptGaps, args: cmd.Args, limits: limits(p.Limits), learn: p.Learn}
+	if r.learn {
+		r.accept = append(slices.Clone(r.accept), learnGaps()...)
+	}
 	var err error
 	r.uid, r.gid, err = Identity(p)
 	add(err)
@@ -89,6 +94,7 @@ func (r *resolved) resolvePaths(p Profile, cmd Command) error {
 	if err != nil {
 		return err
 	}
+	own := len(wanted)
 	wanted = append(wanted, basePaths()...)
 	if cmd.Path != "" {
 		if r.path, err = findProgram(cmd.Path, r.variable("PATH"), r.dir); err != nil {
@@ -107,6 +113,13 @@ func (r *resolved) resolvePaths(p Profile, cmd Command) error {
 		}
 		wanted = append(wanted, app...)
 	}
+	if r.learn {
+		// Where it listens it may write without being told so.
+		needed := slices.DeleteFunc(slices.Clone(wanted[:own]), func(w wantedPath) bool { return w.from != "listen" })
+		if r.needs, err = makeRules(append(needed, wanted[own:]...), nil); err != nil {
+			return err
+		}
+	}
 	if r.denied, err = realTargets("deny", p.Deny); err != nil {
 		return err
 	}
@@ -115,6 +128,9 @@ func (r *resolved) resolvePaths(p Profile, cmd Command) error {
 	}
 	if r.rules, err = makeRules(wanted, r.denied); err != nil {
 		return err
+	}
+	if r.learn {
+		return nil // no rule says where it may look
 	}
 	return r.checkDir()
 }
@@ -132,14 +148,21 @@ func (r *resolved) checkDir() error {
 	if err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
-	if real == "/" || slices.ContainsFunc(r.rules, func(q rule) bool { return beneath(real, q.Path) }) {
+	if mayWorkIn(real, r.rules) {
 		return mayEnter(real)
 	}
 	return fmt.Errorf("working directory %s lies outside what the program may read: add it to sandbox.read, or start in another one", r.dir)
 }
 
-func (r *resolved) variable(name string) string {
-	for _, kv := range r.env {
+// mayWorkIn tells whether relative names mean something in a folder.
+func mayWorkIn(real string, rules []rule) bool {
+	return real == "/" || slices.ContainsFunc(rules, func(q rule) bool { return beneath(real, q.Path) })
+}
+
+func (r *resolved) variable(name string) string { return variable(r.env, name) }
+
+func variable(env []string, name string) string {
+	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, name+"="); ok {
 			return v
 		}
@@ -172,6 +195,9 @@ func (r *resolved) resolveNetwork(p Profile) error {
 		}
 	default:
 		errs = append(errs, fmt.Errorf("unknown udp %q; there are %q and %q", p.UDP, udpNone, udpDNS))
+	}
+	if p.Learn && r.network == networkPorts {
+		errs = append(errs, fmt.Errorf("learn with network %q: nobody is asked about connections there, so none would be noted; learn with network %q", networkPorts, networkBroker))
 	}
 	if p.Proxy != 0 && r.network == networkPorts {
 		r.connect = []uint16{p.Proxy}

@@ -74,12 +74,13 @@ func (b *broker) query(o *twin, server netip.AddrPort, payload []byte) unix.Errn
 	}
 	b.queries++
 	go func() {
-		if answer := b.resolve(payload); answer != nil {
-			b.reply(server, destination(at), answer)
-		}
+		answer := b.resolve(payload)
 		b.mu.Lock()
+		defer b.mu.Unlock()
 		b.queries--
-		b.mu.Unlock()
+		if answer != nil && !b.closed {
+			b.aside.Go(func() { b.reply(server, destination(at), answer) })
+		}
 	}()
 	return 0
 }

@@ -19,7 +19,7 @@
 //     datagram sockets, whose address stands where no filter sees it;
 //   - socket(2), connect(2), bind(2) and listen(2) go to the supervisor, the connection broker, which performs them itself:
 //     on its own copy of the program's socket, with its own copy of the address. Whatever the program asks for, its
-//     listeners are on loopback, and it is connected where Command.Connect says and nowhere else. No request is ever
+//     listeners are on loopback, and it is connected where Command.Connect says and nowhere else. No such request is
 //     answered with "continue", so there is nothing to gain by changing an argument after it was judged.
 //
 // Before the program begins, the child tries each protection from inside the finished walls. What was asked for and
@@ -34,6 +34,9 @@
 // in one of two ways, which the start finds out by trying: where pidfd_getfd(2) works it fetches a socket when it is to
 // be connected; elsewhere it makes every socket, and keeps a copy until it is connected or listens. A socket of which it
 // has no copy (one that somebody sent, or that the program closed and sent itself) connects to nobody.
+//
+// With Profile.Learn the file rules are off, and what the program opens is noted: the calls that open, execute, make or
+// remove files go by the supervisor too, who reads their paths and lets the kernel go on. That decides nothing.
 //
 // What it does not do. Landlock guards execve, not mmap: an interpreter that may run can still load a file that was
 // written, and the dynamic loader can map one; a directory that is both writable and readable is still data. File names
@@ -70,6 +73,12 @@ type Profile struct {
 	Limits     Limits
 	AcceptGaps []string // protections that may be missing here, by name
 	Dir        string   // working directory; empty means ours
+
+	// Learn lets the program open every file that its user may, and notes what it opens (Process.Learned). The protections
+	// "files", "execute-written" and "unix-sockets" are missing then, as if AcceptGaps named them: which unix sockets it may
+	// connect to is Command.Connect's to say alone. All else holds. It is for finding out what a profile must say, where nothing is at stake:
+	// the program can read what its user can, the supervisor's own files among it.
+	Learn bool
 }
 
 // Listen is one place where the program may listen: a TCP port on loopback, or a unix socket's path, whose folder
@@ -117,7 +126,7 @@ type Attempt struct {
 	Network string         // "tcp", "unix", or "udp", of which only port 53 is ever asked
 	To      netip.AddrPort // tcp and udp: unmapped; 0.0.0.0 and :: are loopback already
 	Path    string         // unix: the real path
-	Given   bool           // unix: Profile.Sockets names it; another is refused whatever the way
+	Given   bool           // unix: Profile.Sockets names it; another is refused whatever the way, unless a profile is learnt
 }
 
 // Way is the answer to an Attempt. The zero value refuses with EACCES.

@@ -28,7 +28,7 @@ func selfTest(s *spec) []Protection {
 	found := slices.Clone(s.Plan)
 	for i := range found {
 		q := &found[i]
-		if q.Asked == "" {
+		if q.Asked == "" || s.Learn && slices.Contains(learnGaps(), q.Name) {
 			q.InForce, q.How = false, "not tried"
 			continue
 		}

@@ -37,6 +37,22 @@ type Process struct {
 // Enforced says what holds.
 func (p *Process) Enforced() Enforced { return p.enforced }
 
+// Learned says what the program was seen to do so far, with Profile.Learn. It may be asked for after Wait.
+func (p *Process) Learned() Learned {
+	if p.broker.learner == nil {
+		return Learned{}
+	}
+	return p.broker.learner.result()
+}
+
+// Noted is how many paths there are to learn from so far.
+func (p *Process) Noted() int {
+	if p.broker.learner == nil {
+		return 0
+	}
+	return p.broker.learner.count()
+}
+
 // Signal forwards a signal to the program. After the program has ended it returns os.ErrProcessDone.
 func (p *Process) Signal(sig os.Signal) error {
 	s, ok := sig.(syscall.Signal)

@@ -8,7 +8,8 @@
 //	service env             print the environment and end
 //	service leave SOCKET    connect, leave the connection to a child, and end
 //	service reload SOCKET   serve, and answer with what the admin listener at SOCKET says to a reload
-//	service ask             serve, and answer with what ?url= answers, or why it did not: http://..., or unix:PATH
+//	service ask             serve, and answer with what ?url= answers, or why it did not: http://..., unix:PATH, or what
+//	                        became of read:PATH, write:PATH and run:PATH
 //	service get URL METHOD  ask, by way of HTTP_PROXY if it is set, print the answer and end
 //	service tunnel ADDRESS  the same inside a CONNECT
 package main
@@ -131,6 +132,9 @@ func leave(socket string) {
 
 // ask sends a request where it is told to. The standard library's way with HTTP_PROXY would leave loopback out.
 func ask(method, target string) string {
+	if verb, path, ok := strings.Cut(target, ":/"); ok && (verb == "read" || verb == "write" || verb == "run") {
+		return deed(verb, "/"+path)
+	}
 	transport := &http.Transport{DisableKeepAlives: true}
 	client := &http.Client{Transport: transport, Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	if path, ok := strings.CutPrefix(target, "unix:"); ok {
@@ -152,6 +156,23 @@ func ask(method, target string) string {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
 	return resp.Status + "\n" + string(body)
+}
+
+// deed does something to a file.
+func deed(verb, path string) string {
+	var err error
+	switch verb {
+	case "read":
+		_, err = os.ReadFile(path)
+	case "write":
+		err = os.WriteFile(path, []byte("x"), 0o600)
+	case "run":
+		err = exec.Command(path).Run()
+	}
+	if err != nil {
+		return "not done: " + err.Error()
+	}
+	return "done"
 }
 
 // tunnel speaks HTTP to the address through a CONNECT.

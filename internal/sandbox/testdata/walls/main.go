@@ -137,6 +137,10 @@ func supervise(j Job) int {
 		}
 	}()
 	code, err := p.Wait()
+	if j.Profile.Learn {
+		learned, _ := json.Marshal(p.Learned())
+		fmt.Fprintf(os.Stderr, "learned: %s\n", learned)
+	}
 	if n := descriptors(); n > before {
 		fmt.Fprintf(os.Stderr, "%d descriptors are left of the program\n", n-before)
 		return 78
@@ -157,6 +161,9 @@ func (j Job) way(a sandbox.Attempt, done func(sandbox.Way)) {
 	what := a.Network + " " + a.To.String()
 	if a.Network == "unix" {
 		what = "unix " + a.Path
+	}
+	if j.Profile.Learn {
+		fmt.Fprintln(os.Stderr, "asked:", what)
 	}
 	text, ok := j.Ways[what]
 	if !ok {

@@ -19,15 +19,23 @@ import (
 // probes are the attempts by name; nil means that it succeeded.
 func probes() map[string]func(string) error {
 	return map[string]func(string) error{
-		"read":         func(path string) error { _, err := os.ReadFile(path); return err },
-		"list":         func(path string) error { _, err := os.ReadDir(path); return err },
-		"write":        func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) },
-		"append":       func(path string) error { return appendTo(path) },
-		"remove":       os.Remove,
-		"link":         func(a string) error { from, to, _ := strings.Cut(a, " "); return os.Link(from, to) },
-		"rename":       func(a string) error { from, to, _ := strings.Cut(a, " "); return os.Rename(from, to) },
-		"readlinked":   readThroughLink,
-		"openat2":      func(path string) error { return closing(unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{})) },
+		"read":       func(path string) error { _, err := os.ReadFile(path); return err },
+		"list":       func(path string) error { _, err := os.ReadDir(path); return err },
+		"write":      func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) },
+		"append":     func(path string) error { return appendTo(path) },
+		"remove":     os.Remove,
+		"link":       func(a string) error { from, to, _ := strings.Cut(a, " "); return os.Link(from, to) },
+		"rename":     func(a string) error { from, to, _ := strings.Cut(a, " "); return os.Rename(from, to) },
+		"readlinked": readThroughLink,
+		"openat2":    func(path string) error { return closing(unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{})) },
+		"mkdir":      func(path string) error { return os.Mkdir(path, 0o755) },
+		"symlink":    func(path string) error { return os.Symlink("nowhere", path) },
+		"truncate":   func(path string) error { return os.Truncate(path, 0) },
+		"read-at":    readAt,
+		"chdir-read": chdirRead,
+		"tmpfile": func(folder string) error {
+			return closing(unix.Open(folder, unix.O_TMPFILE|unix.O_RDWR, 0o600))
+		},
 		"run":          func(path string) error { return exec.Command(path, "probe").Run() },
 		"run-copy":     runCopy,
 		"run-memfd":    runMemfd,
@@ -150,6 +158,27 @@ func readThroughLink(a string) error {
 	}
 	defer os.Remove(link)
 	_, err := os.ReadFile(link)
+	return err
+}
+
+// readAt reads a name relative to the descriptor of a folder.
+func readAt(a string) error {
+	folder, name, _ := strings.Cut(a, " ")
+	fd, err := unix.Open(folder, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return closing(unix.Openat(fd, name, unix.O_RDONLY, 0))
+}
+
+// chdirRead reads a name relative to the working directory, and goes back.
+func chdirRead(a string) error {
+	folder, name, _ := strings.Cut(a, " ")
+	if err := os.Chdir(folder); err != nil {
+		return err
+	}
+	_, err := os.ReadFile(name)
 	return err
 }
 
