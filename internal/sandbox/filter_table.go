@@ -28,6 +28,7 @@ func (s shape) asksConnect() bool { return s.notify && s.level != networkPorts }
 // so that programs take the way they would take on an older kernel.
 func table(s shape) []row {
 	rows := append(sockets(s), sends(s)...)
+	rows = append(rows, options()...)
 	if len(s.groups) > 0 {
 		rows = append(rows, row{"setpgid", unix.SYS_SETPGID, []condition{is(1, s.groups...)}, refuse(unix.EPERM), "from a member the kernel itself signals the whole group (SIGHUP to an orphaned one, SIGTTIN), past Landlock"})
 	}
@@ -111,6 +112,20 @@ func sends(s shape) []row {
 		{"sendmsg", unix.SYS_SENDMSG, nil, refuse(unix.EACCES), hidden},
 		rows[2],
 		{"sendmmsg", unix.SYS_SENDMMSG, nil, refuse(unix.EACCES), hidden},
+	}
+}
+
+// options are the rows of setsockopt: where the packets of a socket go is not for the program to say.
+func options() []row {
+	const (
+		device = "a device goes before the route: what is led to 127.0.0.1 goes out by the device instead, with what Fast Open puts into the first packet"
+		route  = "the packets go to the first address of the route, and not to the one that was judged"
+	)
+	eperm := refuse(unix.EPERM)
+	return []row{
+		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.SOL_SOCKET), is(2, unix.SO_BINDTODEVICE, unix.SO_BINDTOIFINDEX)}, eperm, device},
+		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.IPPROTO_IP), is(2, unix.IP_OPTIONS)}, eperm, route},
+		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.IPPROTO_IPV6), is(2, unix.IPV6_RTHDR, unix.IPV6_2292PKTOPTIONS)}, eperm, route},
 	}
 }
 

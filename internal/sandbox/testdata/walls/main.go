@@ -70,6 +70,9 @@ func main() {
 			if f == nil {
 				f = connects()[verb]
 			}
+			if f == nil {
+				f = hostile()[verb]
+			}
 			if f != nil {
 				err = f(argument)
 			}
