@@ -339,10 +339,11 @@ func (b *broker) remember(dir int, name string, began time.Time) {
 
 // unixName is the name to bind, which getsockname shows and by which some programs remove their socket. It is the one
 // that was asked for where nobody can make it mean another folder than the one that was judged: directly in a writable
-// folder that is not within another one. Elsewhere the program could rename what the path passes through.
+// folder that is not within another one. Elsewhere, and on a way back ("x/.."), the program could rename what the path
+// passes through.
 func (b *broker) unixName(path string, dir int) string {
 	folder := filepath.Dir(path)
-	if slices.Contains(b.writable, folder) && !slices.ContainsFunc(b.writable, func(w string) bool { return w != folder && beneath(folder, w) }) {
+	if path == filepath.Clean(path) && slices.Contains(b.writable, folder) && !slices.ContainsFunc(b.writable, func(w string) bool { return w != folder && beneath(folder, w) }) {
 		return path
 	}
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(path))

@@ -1,6 +1,13 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,7 +16,8 @@ import (
 // hostile are the probes of a program that knows how its supervisor works; main adds them to the others.
 func hostile() map[string]func(string) error {
 	return map[string]func(string) error{
-		"option": setOption,
+		"option":       setOption,
+		"swapped-bind": swappedBind,
 	}
 }
 
@@ -23,4 +31,44 @@ func setOption(a string) error {
 	defer unix.Close(fd)
 	value := [4]byte{'l', 'o'}
 	return errnoError(unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(n[0]), uintptr(n[1]), uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0))
+}
+
+// swappedBind binds unix sockets in the first folder, on a way that another thread leads to the second one and back.
+func swappedBind(a string) error {
+	mine, other, _ := strings.Cut(a, " ")
+	way, link := filepath.Join(mine, "way"), filepath.Join(mine, "link")
+	if err := errors.Join(os.Mkdir(way, 0o755), os.Symlink(filepath.Join(other, "in"), link)); err != nil {
+		return err
+	}
+	var stop atomic.Bool
+	done := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		for !stop.Load() {
+			unix.Renameat2(unix.AT_FDCWD, way, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE)
+		}
+		close(done)
+	}()
+	defer func() { stop.Store(true); <-done }()
+	inside := 0
+	for i := range 3000 {
+		fd, err := socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("s%d", i)
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: way + "/../" + name})
+		unix.Close(fd)
+		if _, e := os.Lstat(filepath.Join(other, name)); e == nil {
+			return fmt.Errorf("bound outside after %d tries", i+1)
+		}
+		if err == nil {
+			inside++
+			os.Remove(filepath.Join(mine, name))
+		}
+	}
+	if inside == 0 {
+		return errors.New("the race never ran")
+	}
+	return nil
 }
