@@ -334,7 +334,7 @@ func (b *broker) remember(dir int, name string, began time.Time) {
 	if len(b.files) >= maxFiles {
 		clear(b.files)
 	}
-	b.files[file{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}] = true
+	b.files[fileOf(&st)] = true
 }
 
 // unixName is the name to bind, which getsockname shows and by which some programs remove their socket. It is the one

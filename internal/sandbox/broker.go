@@ -71,8 +71,16 @@ const (
 	pastListening
 )
 
-// file is a socket's name in the file system, whatever path leads to it.
-type file struct{ device, inode uint64 }
+// file is a socket's name in the file system, whatever path leads to it. The number alone is given out again when a file
+// is removed.
+type file struct {
+	device, inode uint64
+	born          unix.StatxTimestamp
+}
+
+func fileOf(st *unix.Statx_t) file {
+	return file{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, st.Btime}
+}
 
 const (
 	maxHeld    = 1024 // a program makes and uses a socket in one breath; of more, the oldest is forgotten

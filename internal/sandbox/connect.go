@@ -366,8 +366,8 @@ func asSeenBy(tid uint32, path string) string {
 
 // socketFile tells what an O_PATH descriptor has opened: its real path, which no link is part of, and its identity.
 func socketFile(fd int) (real string, id file, errno unix.Errno) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
 		return "", id, errnoOf(err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
@@ -377,7 +377,7 @@ func socketFile(fd int) (real string, id file, errno unix.Errno) {
 	if err != nil {
 		return "", id, unix.EACCES
 	}
-	return real, file{st.Dev, st.Ino}, 0
+	return real, fileOf(&st), 0
 }
 
 // connectBytes is connect(2) with the bytes of a struct sockaddr.

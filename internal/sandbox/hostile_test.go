@@ -3,7 +3,9 @@ package sandbox
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
 // What a program tries that knows how its supervisor works, and how a kernel does.
@@ -37,4 +39,37 @@ func TestUnixBindRaceIsLost(t *testing.T) {
 		}
 		checkAs(t, verb, Profile{Write: []string{in("mine")}}, nil, [][2]string{{"swapped-bind " + in("mine") + " " + in("other"), "ok"}})
 	}
+}
+
+// The number of a socket's file that the program bound and removed is another one's afterwards, who is not the program.
+func TestRecycledFileIsNotTheProgramsOwn(t *testing.T) {
+	needKernel(t, 4)
+	for range 5 { // whether the file system gives the number out again at once is its own affair
+		dir := folder(t)
+		mine, other := filepath.Join(dir, "mine"), filepath.Join(dir, "other")
+		come := make(chan struct{})
+		go func() {
+			defer close(come)
+			for _, there := range []bool{true, false} {
+				for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+					if _, err := os.Lstat(mine); (err == nil) == there {
+						break
+					}
+				}
+			}
+			if g := newGreeter(t, "unix", other); os.Chmod(g.address, 0o777) != nil {
+				t.Error("nobody may connect to it")
+			}
+		}()
+		j := probe(Profile{Write: []string{dir}}, "recycled "+other)
+		r := j.run(t)
+		<-come
+		switch got := r.answers()["recycled "+other]; {
+		case strings.Contains(got, "permission denied"):
+			return
+		case got != "another inode":
+			t.Fatalf("got %q\n%s%s", got, r.out, r.err)
+		}
+	}
+	t.Skip("the file system here gives no number out twice")
 }

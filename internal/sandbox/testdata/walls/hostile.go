@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ func hostile() map[string]func(string) error {
 	return map[string]func(string) error{
 		"option":       setOption,
 		"swapped-bind": swappedBind,
+		"recycled":     recycled,
 	}
 }
 
@@ -71,4 +73,35 @@ func swappedBind(a string) error {
 		return errors.New("the race never ran")
 	}
 	return nil
+}
+
+// recycled binds a socket, removes it, waits until somebody else has one at path, and connects to that.
+func recycled(path string) error {
+	mine := filepath.Join(filepath.Dir(path), "mine")
+	fd, err := socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: mine}); err != nil {
+		return err
+	}
+	var was, is unix.Stat_t
+	if err := unix.Stat(mine, &was); err != nil {
+		return err
+	}
+	unix.Close(fd)
+	time.Sleep(100 * time.Millisecond)
+	if err := os.Remove(mine); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(5 * time.Second); unix.Stat(path, &is) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return errors.New("nobody came")
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
+	if was.Ino != is.Ino {
+		return errors.New("another inode")
+	}
+	return unixConnect(path)
 }
