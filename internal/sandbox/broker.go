@@ -42,7 +42,7 @@ type broker struct {
 	quiet   bool // during the self-test
 	trial   func(Attempt, func(Way))
 	held    map[uint64]*twin // by inode
-	made    uint64           // how many were ever held
+	made    uint64           // how many were ever held or waited for
 	waiting map[int]*twin    // by descriptor: connecting, until poll says how it ended
 	past    map[uint64]past  // by inode: what became of a socket whose copy was given up
 	files   map[file]bool    // unix sockets that the program has bound itself
@@ -83,7 +83,7 @@ func fileOf(st *unix.Statx_t) file {
 }
 
 const (
-	maxHeld    = 1024 // a program makes and uses a socket in one breath; of more, the oldest is forgotten
+	maxHeld    = 1024 // a program makes and uses a socket in one breath; of more, and of more that wait, the oldest is forgotten
 	maxPast    = 8192 // inodes, as numbers
 	maxFiles   = 1024
 	maxBlocked = 256 // threads of ours
@@ -98,13 +98,15 @@ type twin struct {
 	fresh        bool // with custodyBind: the program does not have it yet
 
 	// Guarded by the broker's mu.
-	number uint64 // of all that were held
+	number uint64 // of all that were held or waited for
 	since  time.Time
 	missed int  // sweeps in a row that did not find it with the program
 	refs   int  // calls in progress that use it
 	gone   bool // nobody will ask for it any more: it closes with the last call
 	ended  func(error)
 }
+
+func older(x, y *twin) int { return cmp.Compare(x.number, y.number) }
 
 func newBroker(s *spec, cmd Command, log *slog.Logger) (*broker, error) {
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -229,7 +231,7 @@ func (b *broker) hold(o *twin) unix.Errno {
 		return unix.ENOSYS
 	}
 	if len(b.held) >= maxHeld {
-		b.shutAside(b.release(slices.MinFunc(slices.Collect(maps.Values(b.held)), func(x, y *twin) int { return cmp.Compare(x.number, y.number) })))
+		b.shutAside(b.release(slices.MinFunc(slices.Collect(maps.Values(b.held)), older)))
 	}
 	b.made++
 	o.inode, o.number, o.since = st.Ino, b.made, time.Now()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -221,13 +222,39 @@ func (b *broker) watch(o *twin, ended func(error)) bool {
 	if b.closed || b.waiting[o.fd] != nil {
 		return false // another thread began the same; its end is ours
 	}
+	if o.inode == 0 { // it was fetched
+		var st unix.Stat_t
+		if err := unix.Fstat(o.fd, &st); err != nil {
+			return false
+		}
+		b.made++
+		o.inode, o.number, o.since = st.Ino, b.made, time.Now()
+	}
 	if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(o.fd)}); err != nil {
 		return false
+	}
+	if len(b.waiting) >= maxHeld {
+		b.abandon(slices.MinFunc(slices.Collect(maps.Values(b.waiting)), older))
 	}
 	o.refs++
 	o.ended = ended
 	b.waiting[o.fd] = o
+	b.sweepLater()
 	return true
+}
+
+// abandon waits no more for how connecting ends; mu is held.
+func (b *broker) abandon(o *twin) {
+	ended := o.ended
+	o.ended = nil
+	b.unwatch(o)
+	last := b.drop(o)
+	b.aside.Go(func() {
+		if ended != nil {
+			ended(errors.New("given up before it was connected"))
+		}
+		shut(last)
+	})
 }
 
 // unwatch is called before a copy closes: the kernel remembers what it polls as long as the program has the socket. mu

@@ -1,11 +1,15 @@
 package sandbox
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a program tries that knows how its supervisor works, and how a kernel does.
@@ -72,4 +76,59 @@ func TestRecycledFileIsNotTheProgramsOwn(t *testing.T) {
 		}
 	}
 	t.Skip("the file system here gives no number out twice")
+}
+
+// deaf is where connections are begun and never answered: its queue is full.
+func deaf(t testing.TB) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	at, err := localAddress(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		c, err := net.DialTimeout("tcp", at.String(), 200*time.Millisecond)
+		if err != nil {
+			return at.String()
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Fatal("somebody listens")
+	return ""
+}
+
+// Of connections that were begun and closed, however long their peer is silent, the supervisor keeps no copy: a program
+// must not be able to use up its descriptors.
+func TestAbandonedConnectionsAreForgotten(t *testing.T) {
+	needKernel(t, 4)
+	needRoot(t) // to count the descriptors of a non-dumpable process
+	address := deaf(t)
+	for _, verb := range custodies() {
+		j := probe(Profile{}, "abandon "+address+" 3000", "sleep 1h")
+		j.Ways, j.Quiet = map[string]string{"tcp *": "direct"}, true
+		j.during = func(p *os.Process) {
+			most, n := 0, 0
+			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+				n = socketsOf(p.Pid)
+				if most = max(most, n); most > 100 && n < 10 {
+					break
+				}
+			}
+			if most < 100 || most > 2*maxHeld+100 || n >= 10 {
+				t.Errorf("%s: %d sockets were held, %d are", verb, most, n)
+			}
+			p.Signal(syscall.SIGTERM)
+		}
+		j.start(t, verb)
+	}
 }

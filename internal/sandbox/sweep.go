@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"iter"
 	"os"
 	"strconv"
 	"time"
@@ -25,7 +26,7 @@ func (b *broker) sweepAgain() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sweeps = nil
-	if len(b.held) > 0 && !b.closed {
+	if len(b.held)+len(b.waiting) > 0 && !b.closed {
 		// A fiftieth of one processor at most, however many descriptors the program has.
 		b.sweeps = time.AfterFunc(min(max(50*took, sweepAfter), sweepMost), b.sweepAgain)
 	}
@@ -37,7 +38,7 @@ func (b *broker) sweep(before time.Time) time.Duration {
 	began := time.Now()
 	b.mu.Lock()
 	looking := false
-	for _, o := range b.held {
+	for o := range b.copies() {
 		looking = looking || o.since.Before(before)
 	}
 	b.mu.Unlock()
@@ -47,14 +48,13 @@ func (b *broker) sweep(before time.Time) time.Duration {
 	alive := socketsInUse()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for inode, o := range b.held {
+	for o := range b.copies() {
 		switch {
-		case alive[inode] || !o.since.Before(before):
+		case alive[o.inode] || !o.since.Before(before):
 			o.missed = 0
 		case o.missed > 0:
 			if b.waiting[o.fd] == o {
-				b.unwatch(o)
-				b.shutAside(b.drop(o))
+				b.abandon(o)
 			}
 			b.shutAside(b.release(o))
 		default:
@@ -62,6 +62,22 @@ func (b *broker) sweep(before time.Time) time.Duration {
 		}
 	}
 	return time.Since(began)
+}
+
+// copies are those that are held, and those that are no longer held or never were and are connecting; mu is held.
+func (b *broker) copies() iter.Seq[*twin] {
+	return func(yield func(*twin) bool) {
+		for _, o := range b.held {
+			if !yield(o) {
+				return
+			}
+		}
+		for _, o := range b.waiting {
+			if o.gone && !yield(o) {
+				return
+			}
+		}
+	}
 }
 
 // socketsInUse are the inodes of the sockets of every process that we may look into. The program's are among them: one

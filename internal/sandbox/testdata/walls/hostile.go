@@ -20,6 +20,7 @@ func hostile() map[string]func(string) error {
 		"option":       setOption,
 		"swapped-bind": swappedBind,
 		"recycled":     recycled,
+		"abandon":      abandon,
 	}
 }
 
@@ -104,4 +105,25 @@ func recycled(path string) error {
 		return errors.New("another inode")
 	}
 	return unixConnect(path)
+}
+
+// abandon begins connections that nobody answers, patient ones, and closes them: "address count".
+func abandon(a string) error {
+	address, count, _ := strings.Cut(a, " ")
+	n := numbers(count)[0]
+	family, sa := sockaddr(address)
+	begun := 0
+	for range n {
+		fd, err := socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 100)
+		if err := unix.Connect(fd, sa); err == unix.EINPROGRESS {
+			begun++
+		}
+		unix.Close(fd)
+	}
+	fmt.Printf("begun=%d\n", begun)
+	return nil
 }
