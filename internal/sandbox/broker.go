@@ -320,7 +320,11 @@ func (b *broker) retire(o *twin, as past) {
 	b.mu.Lock()
 	if b.custody != custodyFetch {
 		if len(b.past) >= maxPast {
-			clear(b.past)
+			// A socket may be told to listen again long after: by a worker that begins anew.
+			maps.DeleteFunc(b.past, func(_ uint64, p past) bool { return p == pastConnected })
+			if len(b.past) > maxPast/2 { // more listeners than any program has
+				clear(b.past)
+			}
 		}
 		b.past[o.inode] = as
 	}

@@ -132,3 +132,21 @@ func TestAbandonedConnectionsAreForgotten(t *testing.T) {
 		j.start(t, verb)
 	}
 }
+
+// A worker that begins anew listens once more on the socket that it was given, however many connections later.
+func TestListenersAreRemembered(t *testing.T) {
+	b := &broker{held: map[uint64]*twin{}, past: map[uint64]past{}}
+	b.retire(&twin{fd: nothing, inode: 1, refs: 1}, pastListening)
+	for i := range uint64(3 * maxPast) {
+		b.retire(&twin{fd: nothing, inode: 2 + i, refs: 1}, pastConnected)
+	}
+	if b.past[1] != pastListening || len(b.past) > maxPast {
+		t.Errorf("the listener is %d, of %d remembered", b.past[1], len(b.past))
+	}
+	for i := range uint64(3 * maxPast) {
+		b.retire(&twin{fd: nothing, inode: 2 + i, refs: 1}, pastListening)
+	}
+	if len(b.past) > maxPast {
+		t.Errorf("%d are remembered", len(b.past))
+	}
+}
