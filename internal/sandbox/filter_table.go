@@ -137,6 +137,9 @@ func escapes() []row {
 		newSpace = "a user namespace gives back every capability inside"
 		mounts   = "the file tree is as it was found"
 		machine  = "the machine is not the program's"
+		schedule = "an equal uid suffices to put the supervisor's threads behind all others; a thread that means itself is 0"
+
+		ioprioUser = 3 // IOPRIO_WHO_USER
 	)
 	eperm := refuse(unix.EPERM)
 	rows := []row{
@@ -150,6 +153,14 @@ func escapes() []row {
 		{"memfd_create", unix.SYS_MEMFD_CREATE, []condition{noBit(1, unix.MFD_NOEXEC_SEAL)}, refuse(unix.ENOSYS), "Landlock does not see the execution of an anonymous file"},
 		{"prctl", unix.SYS_PRCTL, []condition{is(0, unix.PR_SET_DUMPABLE), is(1, 0)}, refuse(0), "said to be done and not done: the supervisor must be able to read the addresses that bind and connect are given"},
 		{"prlimit64", unix.SYS_PRLIMIT64, []condition{anyBit(0, ^uint32(0))}, eperm, "an equal uid suffices to take descriptors, file sizes or time from another process; libc calls itself 0"},
+		{"sched_setaffinity", unix.SYS_SCHED_SETAFFINITY, []condition{anyBit(0, ^uint32(0))}, eperm, schedule},
+		{"sched_setattr", unix.SYS_SCHED_SETATTR, []condition{anyBit(0, ^uint32(0))}, eperm, schedule},
+		{"sched_setparam", unix.SYS_SCHED_SETPARAM, []condition{anyBit(0, ^uint32(0))}, eperm, schedule},
+		{"sched_setscheduler", unix.SYS_SCHED_SETSCHEDULER, []condition{anyBit(0, ^uint32(0))}, eperm, schedule},
+		{"setpriority", unix.SYS_SETPRIORITY, []condition{is(0, unix.PRIO_USER)}, eperm, schedule},
+		{"setpriority", unix.SYS_SETPRIORITY, []condition{anyBit(1, ^uint32(0))}, eperm, schedule},
+		{"ioprio_set", unix.SYS_IOPRIO_SET, []condition{is(0, ioprioUser)}, eperm, schedule},
+		{"ioprio_set", unix.SYS_IOPRIO_SET, []condition{anyBit(1, ^uint32(0))}, eperm, schedule},
 		{"ioctl", unix.SYS_IOCTL, []condition{is(1, unix.TIOCSTI, unix.TIOCLINUX)}, eperm, "types into the operator's terminal (CVE-2017-5226)"},
 		{"ioctl", unix.SYS_IOCTL, []condition{is(1, unix.TIOCSETD)}, eperm, "loads line disciplines"},
 	}

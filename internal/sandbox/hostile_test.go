@@ -150,3 +150,18 @@ func TestListenersAreRemembered(t *testing.T) {
 		t.Errorf("%d are remembered", len(b.past))
 	}
 }
+
+// The supervisor has the program's uid, and that suffices to have it scheduled after everybody else.
+func TestSupervisorKeepsItsTime(t *testing.T) {
+	needKernel(t, 4)
+	check(t, Profile{}, [][2]string{
+		{"slow-parent affinity", "operation not permitted"},
+		{"slow-parent idle", "operation not permitted"},
+		{"slow-parent parameters", "operation not permitted"},
+		{"slow-parent attributes", "operation not permitted"},
+		{"slow-parent nice", "operation not permitted"},
+		{"slow-parent nice-user", "operation not permitted"},
+		{"slow-parent io", "operation not permitted"},
+		{"slow-parent own", "ok"},
+	})
+}

@@ -21,6 +21,7 @@ func hostile() map[string]func(string) error {
 		"swapped-bind": swappedBind,
 		"recycled":     recycled,
 		"abandon":      abandon,
+		"slow-parent":  slowParent,
 	}
 }
 
@@ -126,4 +127,33 @@ func abandon(a string) error {
 	}
 	fmt.Printf("begun=%d\n", begun)
 	return nil
+}
+
+// slowParent takes processor time from the supervisor.
+func slowParent(how string) error {
+	parent := uintptr(os.Getppid())
+	var mask [16]uint64
+	mask[0] = 1
+	var zero [16]uint32
+	switch how {
+	case "affinity":
+		return errnoError(unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, parent, 128, uintptr(unsafe.Pointer(&mask))))
+	case "idle":
+		return errnoError(unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, parent, 5, uintptr(unsafe.Pointer(&zero))))
+	case "parameters":
+		return errnoError(unix.RawSyscall(unix.SYS_SCHED_SETPARAM, parent, uintptr(unsafe.Pointer(&zero)), 0))
+	case "attributes":
+		a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: 5}
+		return errnoError(unix.RawSyscall(unix.SYS_SCHED_SETATTR, parent, uintptr(unsafe.Pointer(&a)), 0))
+	case "nice":
+		return unix.Setpriority(unix.PRIO_PROCESS, int(parent), 19)
+	case "own":
+		return errors.Join(unix.Setpriority(unix.PRIO_PROCESS, 0, 1), unix.Setpriority(unix.PRIO_PGRP, 0, 2),
+			errnoError(unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, 128, uintptr(unsafe.Pointer(&mask)))))
+	case "nice-user":
+		return unix.Setpriority(unix.PRIO_USER, 0, 19)
+	case "io":
+		return errnoError(unix.RawSyscall(unix.SYS_IOPRIO_SET, 1, parent, 3<<13))
+	}
+	return errors.New("how?")
 }
