@@ -345,6 +345,9 @@ func (b *broker) listen(n *notification) unix.Errno {
 		return errno
 	}
 	defer b.put(o)
+	if !b.from.valid(n) { // what we took may be another process's
+		return unix.EINTR // nobody reads it
+	}
 	if o.domain == unix.AF_INET || o.domain == unix.AF_INET6 {
 		if o.kind != unix.SOCK_STREAM {
 			return unix.EOPNOTSUPP

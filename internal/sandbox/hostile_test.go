@@ -165,3 +165,28 @@ func TestSupervisorKeepsItsTime(t *testing.T) {
 		{"slow-parent own", "ok"},
 	})
 }
+
+// A thread that waits no longer may have left its number to another process, whose socket is not the program's to use.
+func TestListenForNobody(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := localAddress(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &broker{custody: custodyFetch, ports: []uint16{at.Port()}, from: listener{nothing}}
+	n := &notification{TID: uint32(os.Getpid())}
+	n.Data.Args[0] = uint64(fd)
+	if errno := b.listen(n); errno != unix.EINTR {
+		t.Errorf("listen: %v, want %v", errno, unix.EINTR)
+	}
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on != 0 {
+		t.Errorf("it listens (%v)", err)
+	}
+}
