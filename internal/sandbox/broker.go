@@ -41,15 +41,15 @@ type broker struct {
 	serving bool // from is open
 	quiet   bool // during the self-test
 	trial   func(Attempt, func(Way))
-	held    map[uint64]*twin // by inode
-	made    uint64           // how many were ever held or waited for
-	waiting map[int]*twin    // by descriptor: connecting, until poll says how it ended
-	past    map[uint64]past  // by inode: what became of a socket whose copy was given up
-	files   map[file]bool    // unix sockets that the program has bound itself
-	led     map[uint16]bool  // with custodyBind: ports where a wildcard IPv4 socket was led to 127.0.0.1
-	said    map[string]bool  // what was logged already
+	held    map[uint64]*twin        // by inode
+	made    uint64                  // how many were ever held or waited for
+	waiting map[int]*twin           // by descriptor: connecting, until poll says how it ended
+	past    map[uint64]past         // by inode: what became of a socket whose copy was given up
+	files   map[file]bool           // unix sockets that the program has bound itself
+	led     map[uint16]bool         // with custodyBind: ports where a wildcard IPv4 socket was led to 127.0.0.1
+	said    map[string]bool         // what was logged already
+	blocked map[*notification]*twin // connects that wait in a thread of ours
 	sweeps  *time.Timer
-	blocked int // connects that wait in a thread of ours
 	queries int // datagrams that are being answered
 	closed  bool
 }
@@ -116,6 +116,7 @@ func newBroker(s *spec, cmd Command, log *slog.Logger) (*broker, error) {
 	b := &broker{
 		ports: s.Ports, sockets: s.Sockets, udp: s.UDP, hook: cmd.Connect, resolve: cmd.Resolve, log: log, poll: poll, quiet: true,
 		held: map[uint64]*twin{}, waiting: map[int]*twin{}, past: map[uint64]past{}, files: map[file]bool{}, led: map[uint16]bool{}, said: map[string]bool{},
+		blocked: map[*notification]*twin{},
 	}
 	if s.Learn {
 		b.learner = newLearner(s.needs, s.Dir, variable(s.Env, "PATH"))

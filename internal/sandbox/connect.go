@@ -125,32 +125,59 @@ func (b *broker) perform(n *notification, o *twin, w Way, near bool, connect fun
 		b.finish(n, o, w, connect())
 		return
 	}
+	begun := false
 	if near {
-		if errno := within(soon, o.fd, connect); errno != unix.EINPROGRESS {
+		errno := within(soon, o.fd, connect)
+		if errno != unix.EINPROGRESS && errno != unix.EALREADY {
 			b.finish(n, o, w, errno)
 			return
 		}
+		begun = errno == unix.EINPROGRESS
 	}
-	b.mu.Lock()
-	full := b.blocked >= maxBlocked
-	if !full {
-		b.blocked++
-	}
-	b.mu.Unlock()
-	if full {
+	if !b.block(n, o) {
 		b.finish(n, o, w, unix.EAGAIN)
 		return
 	}
 	go func() {
 		errno := connect()
 		for errno == unix.EINTR { // a signal of our runtime's; connecting goes on, and so does waiting for it
+			begun = true
 			errno = connect()
 		}
+		if errno == unix.EALREADY && begun {
+			errno = unix.EINPROGRESS // the program's timeout (SO_SNDTIMEO) was over; to it this was one call
+		}
 		b.mu.Lock()
-		b.blocked--
+		delete(b.blocked, n)
 		b.mu.Unlock()
 		b.finish(n, o, w, errno)
 	}()
+}
+
+// block notes that a thread of ours waits for a caller's connection. False: too many do.
+func (b *broker) block(n *notification, o *twin) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.blocked) >= maxBlocked || !b.identify(o) {
+		return false
+	}
+	b.blocked[n] = o
+	b.sweepLater()
+	return true
+}
+
+// identify makes sure that sweep can tell a copy that was fetched; mu is held.
+func (b *broker) identify(o *twin) bool {
+	if o.inode != 0 {
+		return true
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		return false
+	}
+	b.made++
+	o.inode, o.number, o.since = st.Ino, b.made, time.Now()
+	return true
 }
 
 // within connects a socket that blocks for at most d; then it is EINPROGRESS, and goes on. The program's own timeout is
@@ -219,16 +246,8 @@ func (b *broker) tell(n *notification, errno unix.Errno) {
 func (b *broker) watch(o *twin, ended func(error)) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || b.waiting[o.fd] != nil {
+	if b.closed || b.waiting[o.fd] != nil || !b.identify(o) {
 		return false // another thread began the same; its end is ours
-	}
-	if o.inode == 0 { // it was fetched
-		var st unix.Stat_t
-		if err := unix.Fstat(o.fd, &st); err != nil {
-			return false
-		}
-		b.made++
-		o.inode, o.number, o.since = st.Ino, b.made, time.Now()
 	}
 	if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(o.fd)}); err != nil {
 		return false

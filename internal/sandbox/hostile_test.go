@@ -190,3 +190,37 @@ func TestListenForNobody(t *testing.T) {
 		t.Errorf("it listens (%v)", err)
 	}
 }
+
+// What SO_SNDTIMEO cuts short answers as a kernel does.
+func TestConnectKeepsItsTimeout(t *testing.T) {
+	needKernel(t, 4)
+	address := deaf(t)
+	for _, verb := range custodies() {
+		checkAs(t, verb, Profile{}, map[string]string{"tcp *": "direct"}, [][2]string{{"patience " + address, "ok"}})
+	}
+}
+
+// Nor does a thread of the supervisor's wait for a process that was killed.
+func TestKilledCallersAreNotWaitedFor(t *testing.T) {
+	needKernel(t, 4)
+	needRoot(t)
+	address := deaf(t)
+	for _, verb := range custodies() {
+		j := probe(Profile{Execute: []string{filepath.Dir(walls())}}, "killed "+address+" 40", "sleep 1h")
+		j.Ways, j.Quiet = map[string]string{"tcp *": "direct"}, true
+		j.during = func(p *os.Process) {
+			most, n := 0, 0
+			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+				n = socketsOf(p.Pid)
+				if most = max(most, n); most > 30 && n < 10 {
+					break
+				}
+			}
+			if most < 30 || n >= 10 {
+				t.Errorf("%s: %d sockets were held, %d are", verb, most, n)
+			}
+			p.Signal(syscall.SIGTERM)
+		}
+		j.start(t, verb)
+	}
+}

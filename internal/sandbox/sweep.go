@@ -6,6 +6,8 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,7 +28,7 @@ func (b *broker) sweepAgain() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sweeps = nil
-	if len(b.held)+len(b.waiting) > 0 && !b.closed {
+	if len(b.held)+len(b.waiting)+len(b.blocked) > 0 && !b.closed {
 		// A fiftieth of one processor at most, however many descriptors the program has.
 		b.sweeps = time.AfterFunc(min(max(50*took, sweepAfter), sweepMost), b.sweepAgain)
 	}
@@ -37,7 +39,7 @@ func (b *broker) sweepAgain() {
 func (b *broker) sweep(before time.Time) time.Duration {
 	began := time.Now()
 	b.mu.Lock()
-	looking := false
+	looking := len(b.blocked) > 0
 	for o := range b.copies() {
 		looking = looking || o.since.Before(before)
 	}
@@ -59,6 +61,11 @@ func (b *broker) sweep(before time.Time) time.Duration {
 			b.shutAside(b.release(o))
 		default:
 			o.missed++
+		}
+	}
+	for n, o := range b.blocked {
+		if b.serving && !alive[o.inode] && !b.from.valid(n) {
+			_ = unix.Shutdown(o.fd, unix.SHUT_RDWR) // our thread's wait is over; a socket that is connected by now closes anyway
 		}
 	}
 	return time.Since(began)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -22,6 +23,10 @@ func hostile() map[string]func(string) error {
 		"recycled":     recycled,
 		"abandon":      abandon,
 		"slow-parent":  slowParent,
+		"killed":       killedWaiting,
+		"patience":     patience,
+
+		"connect-patiently": connectPatiently,
 	}
 }
 
@@ -156,4 +161,53 @@ func slowParent(how string) error {
 		return errnoError(unix.RawSyscall(unix.SYS_IOPRIO_SET, 1, parent, 3<<13))
 	}
 	return errors.New("how?")
+}
+
+// killedWaiting has processes wait for a connection that nobody answers, and kills them: "address count".
+func killedWaiting(a string) error {
+	address, count, _ := strings.Cut(a, " ")
+	for range numbers(count)[0] {
+		c := exec.Command(os.Args[0], "probe", "connect-patiently "+address)
+		if err := c.Start(); err != nil {
+			return err
+		}
+		defer c.Wait()
+		defer c.Process.Kill()
+	}
+	time.Sleep(2 * time.Second)
+	return nil
+}
+
+func connectPatiently(address string) error {
+	family, sa := sockaddr(address)
+	fd, err := socket(family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 100)
+	return unix.Connect(fd, sa)
+}
+
+// patience connects to where nobody answers, for as long as SO_SNDTIMEO allows, and once more.
+func patience(address string) error {
+	family, sa := sockaddr(address)
+	fd, err := socket(family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 300000}); err != nil {
+		return err
+	}
+	for _, want := range []unix.Errno{unix.EINPROGRESS, unix.EALREADY} {
+		began := time.Now()
+		if err := unix.Connect(fd, sa); err != want {
+			return fmt.Errorf("%v, and not %v", err, want)
+		}
+		if d := time.Since(began); d < 250*time.Millisecond || d > 5*time.Second {
+			return fmt.Errorf("%v after %v", want, d)
+		}
+	}
+	return nil
 }
