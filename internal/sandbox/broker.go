@@ -28,6 +28,7 @@ type broker struct {
 	writable []string // folders where, or beneath which, unix sockets may be bound
 	sockets  []string // real paths of unix sockets that may be connected to
 	udp      bool     // there are UDP sockets, for name resolution
+	most     int      // sockets may be held, and as many connecting
 	hook     func(Attempt, func(Way))
 	resolve  func(query []byte) []byte
 	learner  *learner // nil: the profile is enforced, and not learnt
@@ -109,11 +110,17 @@ type twin struct {
 func older(x, y *twin) int { return cmp.Compare(x.number, y.number) }
 
 func newBroker(s *spec, cmd Command, log *slog.Logger) (*broker, error) {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, fmt.Errorf("make the broker: %w", err)
+	}
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("make the broker: %w", err)
 	}
 	b := &broker{
+		// The descriptors are the gates' too.
+		most:  int(min(maxHeld, files.Cur/8)),
 		ports: s.Ports, sockets: s.Sockets, udp: s.UDP, hook: cmd.Connect, resolve: cmd.Resolve, log: log, poll: poll, quiet: true,
 		held: map[uint64]*twin{}, waiting: map[int]*twin{}, past: map[uint64]past{}, files: map[file]bool{}, led: map[uint16]bool{}, said: map[string]bool{},
 		blocked: map[*notification]*twin{},
@@ -231,7 +238,7 @@ func (b *broker) hold(o *twin) unix.Errno {
 		unix.Close(o.fd)
 		return unix.ENOSYS
 	}
-	if len(b.held) >= maxHeld {
+	if len(b.held) >= b.most {
 		b.shutAside(b.release(slices.MinFunc(slices.Collect(maps.Values(b.held)), older)))
 	}
 	b.made++

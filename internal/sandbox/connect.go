@@ -158,7 +158,7 @@ func (b *broker) perform(n *notification, o *twin, w Way, near bool, connect fun
 func (b *broker) block(n *notification, o *twin) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.blocked) >= maxBlocked || !b.identify(o) {
+	if len(b.blocked) >= min(maxBlocked, b.most) || !b.identify(o) {
 		return false
 	}
 	b.blocked[n] = o
@@ -252,7 +252,7 @@ func (b *broker) watch(o *twin, ended func(error)) bool {
 	if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(o.fd)}); err != nil {
 		return false
 	}
-	if len(b.waiting) >= maxHeld {
+	if len(b.waiting) >= b.most {
 		b.abandon(slices.MinFunc(slices.Collect(maps.Values(b.waiting)), older))
 	}
 	o.refs++

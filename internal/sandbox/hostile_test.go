@@ -3,6 +3,7 @@ package sandbox
 import (
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -222,5 +223,29 @@ func TestKilledCallersAreNotWaitedFor(t *testing.T) {
 			p.Signal(syscall.SIGTERM)
 		}
 		j.start(t, verb)
+	}
+}
+
+// Where few descriptors may be open, the program's sockets leave the gates enough of them.
+func TestCopiesLeaveDescriptors(t *testing.T) {
+	needKernel(t, 4)
+	needRoot(t)
+	j := probe(Profile{}, "hoard 900", "sleep 1h")
+	j.prep = func(c *exec.Cmd) {
+		c.Args = append([]string{"sh", "-c", `ulimit -n 1024 && exec "$@"`, "sh"}, c.Args...)
+		c.Path = "/bin/sh"
+	}
+	j.during = func(p *os.Process) {
+		most := 0
+		for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			most = max(most, socketsOf(p.Pid))
+		}
+		if most < 100 || most > 512 {
+			t.Errorf("%d of 1024 descriptors were copies", most)
+		}
+		p.Signal(syscall.SIGTERM)
+	}
+	if r := j.start(t, "contained"); !strings.Contains(r.out, "hoard 900: ok") {
+		t.Error(r.out, r.err)
 	}
 }

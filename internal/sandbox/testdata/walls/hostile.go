@@ -25,6 +25,7 @@ func hostile() map[string]func(string) error {
 		"slow-parent":  slowParent,
 		"killed":       killedWaiting,
 		"patience":     patience,
+		"hoard":        hoard,
 
 		"connect-patiently": connectPatiently,
 	}
@@ -207,6 +208,16 @@ func patience(address string) error {
 		}
 		if d := time.Since(began); d < 250*time.Millisecond || d > 5*time.Second {
 			return fmt.Errorf("%v after %v", want, d)
+		}
+	}
+	return nil
+}
+
+// hoard makes sockets and keeps them.
+func hoard(a string) error {
+	for range numbers(a)[0] {
+		if _, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != nil {
+			return err
 		}
 	}
 	return nil
