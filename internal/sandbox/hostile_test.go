@@ -249,3 +249,9 @@ func TestCopiesLeaveDescriptors(t *testing.T) {
 		t.Error(r.out, r.err)
 	}
 }
+
+// Sockets of a process whose first thread has ended are still in use.
+func TestSocketsWithoutAFirstThread(t *testing.T) {
+	needKernel(t, 4)
+	checkAs(t, "contained", Profile{Listen: on(3999)}, nil, [][2]string{{"headless 127.0.0.1:3999", "ok"}})
+}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -100,20 +101,41 @@ func socketsInUse() map[uint64]bool {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		folder := fmt.Sprintf("/proc/%d/fd", pid)
-		descriptors, err := os.ReadDir(folder)
+		process := fmt.Sprintf("/proc/%d", pid)
+		if found, err := addSockets(inodes, process+"/fd"); found || errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		// Perhaps its first thread has ended; the others have what it had, unless it is somebody else's.
+		threads, err := os.ReadDir(process + "/task")
 		if err != nil {
 			continue
 		}
-		for _, d := range descriptors {
-			link, err := os.Readlink(folder + "/" + d.Name())
-			if err != nil {
+		for _, t := range threads {
+			if t.Name() == p.Name() {
 				continue
 			}
-			if inode, ok := socketLink(link); ok {
-				inodes[inode] = true
+			if found, err := addSockets(inodes, process+"/task/"+t.Name()+"/fd"); found || errors.Is(err, unix.EACCES) {
+				break
 			}
 		}
 	}
 	return inodes
+}
+
+// addSockets notes the sockets of one table, and tells whether there is anything in it.
+func addSockets(inodes map[uint64]bool, folder string) (found bool, err error) {
+	descriptors, err := os.ReadDir(folder)
+	if err != nil {
+		return false, err
+	}
+	for _, d := range descriptors {
+		link, err := os.Readlink(folder + "/" + d.Name())
+		if err != nil {
+			continue
+		}
+		if inode, ok := socketLink(link); ok {
+			inodes[inode] = true
+		}
+	}
+	return len(descriptors) > 0, nil
 }

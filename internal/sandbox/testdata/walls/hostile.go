@@ -26,6 +26,7 @@ func hostile() map[string]func(string) error {
 		"killed":       killedWaiting,
 		"patience":     patience,
 		"hoard":        hoard,
+		"headless":     headless,
 
 		"connect-patiently": connectPatiently,
 	}
@@ -220,5 +221,26 @@ func hoard(a string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// headless binds, a while after it has made the socket, in a process whose first thread has ended, as pthread_exit in main
+// leaves one. main runs on the first thread.
+func headless(address string) error {
+	family, sa := sockaddr(address)
+	go func() {
+		fd, err := socket(family, unix.SOCK_STREAM, 0)
+		if err == nil {
+			time.Sleep(4 * time.Second)
+			err = unix.Bind(fd, sa)
+		}
+		if err == nil {
+			fmt.Printf("headless %s: ok\n", address)
+		} else {
+			fmt.Printf("headless %s: %v\n", address, err)
+		}
+		os.Exit(0)
+	}()
+	unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
 	return nil
 }
