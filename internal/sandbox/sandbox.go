@@ -39,12 +39,14 @@
 // remove files go by the supervisor too, who reads their paths and lets the kernel go on. That decides nothing.
 //
 // What it does not do. Landlock guards execve, not mmap: an interpreter that may run can still load a file that was
-// written, and the dynamic loader can map one; a directory that is both writable and readable is still data. File names
-// and metadata (stat) are visible everywhere. Processes that `docker exec` or a health check starts stand outside the
-// walls. A program that its user may not read (mode 0711) has no sockets, because its supervisor cannot read the
-// addresses it asks for. The peer of a unix socket sees the supervisor's process id in SO_PEERCRED. A blocking connect
-// cannot be interrupted by a signal that the program handles. With network "ports" and no way to fetch, bind gives the
-// program another socket: what it set on its own is lost, and epoll must be told of it after bind.
+// written, and the dynamic loader can map one; a directory that is both writable and readable is still data. File
+// names and metadata (stat) are visible everywhere, and the mode, times and extended attributes of what the program's
+// user owns can be changed wherever it lies. SysV shared memory, queues and semaphores are those of the container's
+// IPC namespace. Processes that `docker exec` or a health check starts stand outside the walls. A program that its
+// user may not read (mode 0711) has no sockets, because its supervisor cannot read the addresses it asks for. The peer
+// of a unix socket sees the supervisor's process id in SO_PEERCRED. A blocking connect cannot be interrupted by a
+// signal that the program handles. With network "ports" and no way to fetch, bind gives the program another socket:
+// what it set on its own is lost, and epoll must be told of it after bind.
 package sandbox
 
 import (
