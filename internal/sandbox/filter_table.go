@@ -119,6 +119,7 @@ func sends(s shape) []row {
 func options() []row {
 	const (
 		device = "a device goes before the route: what is led to 127.0.0.1 goes out by the device instead, with what Fast Open puts into the first packet"
+		group  = "the kernel announces a group to the network, on any device: its address is what the program likes"
 		route  = "the packets go to the first address of the route, and not to the one that was judged"
 	)
 	eperm := refuse(unix.EPERM)
@@ -126,6 +127,10 @@ func options() []row {
 		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.SOL_SOCKET), is(2, unix.SO_BINDTODEVICE, unix.SO_BINDTOIFINDEX)}, eperm, device},
 		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.IPPROTO_IP), is(2, unix.IP_OPTIONS)}, eperm, route},
 		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.IPPROTO_IPV6), is(2, unix.IPV6_RTHDR, unix.IPV6_2292PKTOPTIONS)}, eperm, route},
+		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.IPPROTO_IP), is(2, unix.IP_ADD_MEMBERSHIP, unix.IP_ADD_SOURCE_MEMBERSHIP, unix.IP_MSFILTER,
+			unix.MCAST_JOIN_GROUP, unix.MCAST_JOIN_SOURCE_GROUP, unix.MCAST_MSFILTER)}, eperm, group},
+		{"setsockopt", unix.SYS_SETSOCKOPT, []condition{is(1, unix.IPPROTO_IPV6), is(2, unix.IPV6_JOIN_GROUP, unix.IPV6_JOIN_ANYCAST,
+			unix.MCAST_JOIN_GROUP, unix.MCAST_JOIN_SOURCE_GROUP, unix.MCAST_MSFILTER)}, eperm, group},
 	}
 }
 

@@ -255,3 +255,15 @@ func TestSocketsWithoutAFirstThread(t *testing.T) {
 	needKernel(t, 4)
 	checkAs(t, "contained", Profile{Listen: on(3999)}, nil, [][2]string{{"headless 127.0.0.1:3999", "ok"}})
 }
+
+// To join a group is to send its address to the network.
+func TestNoMulticastGroups(t *testing.T) {
+	needKernel(t, 4)
+	checkAs(t, "supervise", Profile{UDP: "dns"}, nil, [][2]string{
+		{"join 239.1.2.3:0", "operation not permitted"},
+		{"join [ff02::1234]:0", "operation not permitted"},
+		{"option 0 42", "operation not permitted"},  // MCAST_JOIN_GROUP
+		{"option 41 46", "operation not permitted"}, // MCAST_JOIN_SOURCE_GROUP
+		{"option 41 27", "operation not permitted"}, // IPV6_JOIN_ANYCAST
+	})
+}

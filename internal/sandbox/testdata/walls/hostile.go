@@ -27,6 +27,7 @@ func hostile() map[string]func(string) error {
 		"patience":     patience,
 		"hoard":        hoard,
 		"headless":     headless,
+		"join":         join,
 
 		"connect-patiently": connectPatiently,
 	}
@@ -243,4 +244,18 @@ func headless(address string) error {
 	}()
 	unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
 	return nil
+}
+
+// join has the kernel tell the network of a multicast group, whose address the program chooses, past the loopback device.
+func join(address string) error {
+	family, sa := sockaddr(address)
+	fd, err := socket(family, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if sa, ok := sa.(*unix.SockaddrInet6); ok {
+		return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: sa.Addr, Interface: 1})
+	}
+	return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreqn{Multiaddr: sa.(*unix.SockaddrInet4).Addr, Ifindex: 1})
 }
