@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sandbox"
@@ -140,7 +142,7 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 		return err
 	}
 	svc.process, err = sandbox.Launch(ctx, profile, sandbox.Command{
-		Path: args[0], Args: args, Stdin: t.in, Stdout: t.out, Stderr: t.err, Logger: log,
+		Path: args[0], Args: args, Stdin: t.in, Stdout: apart(f, t.out), Stderr: apart(f, t.err), Logger: log,
 		Connect: l.notes(s, connect(s.behind)), Resolve: resolve(context.WithoutCancel(ctx), s.behind),
 	})
 	if err != nil {
@@ -158,6 +160,16 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 			"it must listen on the address of ingress.upstream (a NestJS service: await app.listen(%s, '127.0.0.1'))", f.Ingress.Upstream.Port())
 	}
 	return exit(svc.code)
+}
+
+// apart is what the service gets for our output where that is the audit log too: a pipe of its own, which is copied. Of
+// ours it could cut off the lines, if it is a file, or read them away, if it is a pipe; of a terminal neither.
+func apart(f *config.File, w io.Writer) io.Writer {
+	file, ok := w.(*os.File)
+	if f.Audit.File != "-" || !ok || term.IsTerminal(int(file.Fd())) {
+		return w
+	}
+	return struct{ io.Writer }{w}
 }
 
 // launchError adds what to do to what went wrong.

@@ -5,6 +5,7 @@
 //	service idle            never listen
 //	service wildcard        listen on every address, or try to
 //	service read FILE       serve, and answer with the file
+//	service cut             cut off what is in standard output, and end
 //	service env             print the environment and end
 //	service leave SOCKET    connect, leave the connection to a child, and end
 //	service reload SOCKET   serve, and answer with what the admin listener at SOCKET says to a reload
@@ -54,6 +55,12 @@ func main() {
 		return
 	case "tunnel":
 		fmt.Println(tunnel(mode[1]))
+		return
+	case "cut":
+		if err := os.Stdout.Truncate(0); err != nil {
+			fmt.Fprintln(os.Stderr, "service:", err)
+			os.Exit(96)
+		}
 		return
 	case "env":
 		env := os.Environ()
