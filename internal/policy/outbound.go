@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // The codes of an outgoing attempt.
@@ -316,9 +318,33 @@ func unplain(path string) string {
 		if segment == "." || segment == ".." {
 			return "the path has a dot segment"
 		}
+		if reason := unplainText(segment); reason != "" {
+			return reason
+		}
 	}
 	if strings.Contains(path, "//") {
 		return "the path has an empty segment"
+	}
+	return ""
+}
+
+// unplainText says why the text of a segment may be read as another one, or nothing: as dots or slashes by who decodes
+// more than UTF-8, normalises or trims. What a pattern's literal can hold beyond ASCII, a wildcard takes.
+func unplainText(segment string) string {
+	if strings.IndexByte(segment, '%') < 0 {
+		return ""
+	}
+	decoded, err := url.PathUnescape(segment)
+	if err != nil || !utf8.ValidString(decoded) {
+		return "the path is not UTF-8"
+	}
+	if strings.TrimSpace(decoded) != decoded {
+		return "the path has a segment that begins or ends with a space"
+	}
+	for _, r := range decoded {
+		if r >= utf8.RuneSelf && !isWord(r) {
+			return fmt.Sprintf("the path has %U, which can be read in two ways", r)
+		}
 	}
 	return ""
 }

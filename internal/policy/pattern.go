@@ -227,7 +227,7 @@ func checkLiteral(literal string) error {
 		switch {
 		case r < utf8.RuneSelf && plainByte(byte(r)):
 			canonical.WriteRune(r)
-		case r == ' ' || r >= utf8.RuneSelf && !foldsIntoASCII(r) && (unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsDigit(r)):
+		case r == ' ' || isWord(r):
 			for _, c := range []byte(string(r)) {
 				fmt.Fprintf(&canonical, "%%%02X", c)
 			}
@@ -245,6 +245,11 @@ func checkLiteral(literal string) error {
 // and ":" and "@" (RFC 3986, 3.3).
 func plainByte(c byte) bool {
 	return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || strings.IndexByte("-._~!$&'()*+,=:@", c) >= 0
+}
+
+// isWord reports whether a rune beyond ASCII has one reading: a letter, mark or digit.
+func isWord(r rune) bool {
+	return r >= utf8.RuneSelf && !foldsIntoASCII(r) && (unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsDigit(r))
 }
 
 // foldsIntoASCII names the letters beyond ASCII that become ASCII letters when case is changed: KELVIN SIGN, LONG S and
