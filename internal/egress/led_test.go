@@ -317,3 +317,22 @@ func TestProxyOnASocket(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An engine's socket is known by its file name wherever it is mounted, and by the variable that names it.
+func TestEngineSocketAtAnotherPlace(t *testing.T) {
+	dir := t.TempDir()
+	mounted, named := filepath.Join(dir, "docker.sock"), filepath.Join(dir, "engine")
+	t.Setenv("DOCKER_HOST", "unix://"+named)
+	for _, report := range []bool{false, true} {
+		s := newStage(t, Rules{Report: report, Sockets: []string{mounted, named}}, nil)
+		for n, path := range []string{mounted, named} {
+			if w := s.way(Attempt{Network: "unix", Path: path}); w.Allow {
+				t.Errorf("report %t: %s may be connected to", report, path)
+			}
+			if d := s.decision(n); d.Decision != "deny" || d.Code != "escape_target" {
+				t.Errorf("%+v", d)
+			}
+		}
+		s.stop()
+	}
+}
