@@ -158,3 +158,26 @@ func FuzzReadHello(f *testing.F) {
 		}
 	})
 }
+
+// A hello in many small records is put together anew for each piece that comes: that must stay cheap.
+func TestHelloInCrumbs(t *testing.T) {
+	var b []byte
+	for i := range 4000 {
+		crumb := []byte{recordHandshake, 3, 1, 0, 1, 0}
+		switch i {
+		case 0:
+			crumb[5] = clientHello
+		case 2:
+			crumb[5] = 0x40 // of 16 KiB
+		}
+		b = append(b, crumb...)
+	}
+	allocations := testing.AllocsPerRun(5, func() {
+		if _, err := readHello(b); err != errHelloShort {
+			t.Fatal(err)
+		}
+	})
+	if allocations > 50 {
+		t.Errorf("%v allocations for 4000 records", allocations)
+	}
+}
