@@ -425,3 +425,13 @@ func talk(t testing.TB, c net.Conn, text string) {
 
 // host is a host as it is configured.
 func host(name, port string) string { return fmt.Sprintf("%s:%s", name, port) }
+
+// settled waits until no attempt is in flight.
+func (s *stage) settled(patience time.Duration) bool {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if s.proxy.inFlight.Load() == 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -268,3 +268,26 @@ func TestShutdownEndsTunnelsAndRecordsThem(t *testing.T) {
 		t.Errorf("%v", res.Status)
 	}
 }
+
+// A client that has said all and reads nothing: the one direction has ended, and the other waits in a write, which has no
+// deadline.
+func TestTunnelThatNobodyReadsEnds(t *testing.T) {
+	server := serve(t, nil, func(c net.Conn) {
+		b := make([]byte, 64<<10)
+		for {
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	})
+	h := host("allowed.com", server.port)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{h}, Protocol: "tcp"}}}, func(c *Config) { c.Limits.IdleTimeout = 200 * time.Millisecond })
+	c := s.connect(h)
+	c.Conn.(*net.TCPConn).CloseWrite()
+	if !s.settled(5 * time.Second) {
+		t.Error("a tunnel in which nothing moves stays open")
+	}
+	if o := s.outcome(0); o.Error != "idle" {
+		t.Errorf("%+v", o)
+	}
+}
