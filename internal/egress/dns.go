@@ -78,9 +78,12 @@ func (p *Proxy) answerName(ctx context.Context, q *question) (reply, string) {
 		if p.isSearch(r, q.name) {
 			return reply{rcode: dnsmessage.RCodeNameError}, "search"
 		}
-		d := policy.Deny(codeName, "no destination has this name: it is not looked up")
-		if safedial.Host(q.name) != nil || !p.denyName(r, q.name, d) {
-			return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, string(codeName)
+		d, waivable := policy.Deny(codeName, "no destination has this name: it is not looked up"), true
+		if safedial.Host(q.name) != nil {
+			d, waivable = policy.Deny(codeHost, "not a name that programs read alike: it is not looked up"), false
+		}
+		if !p.denyName(r, q.name, d, waivable) {
+			return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, string(d.Code)
 		}
 	}
 	addresses, err := p.lookUp(ctx, r, q.name)
@@ -88,7 +91,7 @@ func (p *Proxy) answerName(ctx context.Context, q *question) (reply, string) {
 	var missing *net.DNSError
 	switch {
 	case errors.As(err, &denied):
-		p.denyName(r, q.name, policy.Deny(policy.Code(denied.Code), denied.Error()))
+		p.denyName(r, q.name, policy.Deny(policy.Code(denied.Code), denied.Error()), false)
 		return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, denied.Code
 	case errors.As(err, &missing) && missing.IsNotFound:
 		return reply{rcode: dnsmessage.RCodeNameError}, "not_found"
@@ -280,8 +283,9 @@ type denials struct {
 	skipped  int
 }
 
-// worth reports whether the denial of a name is to be recorded, and how many were not since the last that was.
-func (d *denials) worth(name string, now time.Time) (ok bool, skipped int) {
+// worth reports whether the denial of a name is to be recorded, and how many were not since the last that was. must is for
+// a name that is looked up all the same: not without a record.
+func (d *denials) worth(name string, now time.Time, must bool) (ok bool, skipped int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.seen == nil {
@@ -289,7 +293,7 @@ func (d *denials) worth(name string, now time.Time) (ok bool, skipped int) {
 	}
 	d.left = min(denialBurst, d.left+now.Sub(d.refilled).Seconds()*denialsPerSec)
 	d.refilled = now
-	if at, ok := d.seen[name]; ok && now.Sub(at) < denialEvery || d.left < 1 {
+	if at, ok := d.seen[name]; ok && now.Sub(at) < denialEvery || d.left < 1 && !must {
 		d.skipped++
 		return false, 0
 	}
@@ -297,20 +301,32 @@ func (d *denials) worth(name string, now time.Time) (ok bool, skipped int) {
 		clear(d.seen)
 	}
 	d.seen[name] = now
-	d.left--
+	d.left = max(0, d.left-1)
 	skipped, d.skipped = d.skipped, 0
 	return true, skipped
 }
 
-// denyName records that a name was denied. In report mode it reports that the name is to be looked up all the same.
-func (p *Proxy) denyName(r *rules, name string, d policy.Decision) (pass bool) {
+// forget takes back that the denial of a name is on record.
+func (d *denials) forget(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.seen, name)
+}
+
+// denyName records that a name was denied. If that is waivable it reports, in report mode, that the name is to be looked
+// up all the same.
+func (p *Proxy) denyName(r *rules, name string, d policy.Decision, waivable bool) (pass bool) {
 	x := p.begin(viaDNS)
-	x.rules, x.unmetered, x.out.Host.Name = r, true, name
+	x.rules, x.unmetered, x.out.Host.Name, x.decision = r, true, name, d
 	defer x.outcome()
-	pass = x.deny(d)
-	if ok, skipped := p.denials.worth(name, x.began); ok {
-		x.skipped = skipped
-		return x.record() && pass
+	pass = waivable && x.deny(d)
+	ok, skipped := p.denials.worth(name, x.began, pass)
+	if !ok {
+		return pass
+	}
+	if x.skipped = skipped; !x.record() {
+		p.denials.forget(name)
+		return false
 	}
 	return pass
 }

@@ -2,6 +2,7 @@ package egress
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -338,4 +339,44 @@ func FuzzParseHost(f *testing.F) {
 			t.Errorf("%q is a name to us, and an address to others", s)
 		}
 	})
+}
+
+func TestReportModeLooksNothingUpWithoutRecord(t *testing.T) {
+	s := newStage(t, Rules{Report: true}, nil)
+	const many = 2 * denialBurst
+	for i := range many {
+		name := fmt.Sprintf("%d.new.com", i)
+		s.dns.Set(name, "192.0.2.1")
+		answerOf(t, s, query(t, name+".", dnsmessage.TypeA, 0), false)
+	}
+	if d, _ := s.audit.entries(t); len(d) != many {
+		t.Errorf("%d names were looked up, %d are on record", many, len(d))
+	}
+	s.audit.fail(errors.New("no space left"))
+	s.dns.Set("unwritten.com", "192.0.2.1")
+	for range 2 {
+		m, _ := answerOf(t, s, query(t, "unwritten.com.", dnsmessage.TypeA, 0), false)
+		if m.RCode == dnsmessage.RCodeSuccess || s.dns.Asked("unwritten.com") > 0 {
+			t.Errorf("looked up without a record: %v", m.RCode)
+		}
+	}
+}
+
+func TestRefusedNamesAreOnRecordAsRefused(t *testing.T) {
+	for _, report := range []bool{false, true} {
+		s := newStage(t, Rules{Report: report, Destinations: []Destination{{Name: "a", Hosts: []string{"imds.com:80"}}}}, nil)
+		s.dns.Set("imds.com", "169.254.169.254")
+		for n, c := range []struct{ name, code string }{
+			{"imds.com.", "escape_target"}, {"a b.com.", "ambiguous_host"}, {"secret\x00.com.", "ambiguous_host"},
+			{"127.1.", "ambiguous_host"}, {".", "ambiguous_host"},
+		} {
+			if m, _ := answerOf(t, s, query(t, c.name, dnsmessage.TypeA, 0), true); m.RCode != dnsmessage.RCodeNameError {
+				t.Errorf("%q: %v", c.name, m.RCode)
+			}
+			if d := s.decision(n); d.Decision != "deny" || d.Code != c.code {
+				t.Errorf("report %t, %q: %+v", report, c.name, d)
+			}
+		}
+		s.stop()
+	}
 }
