@@ -155,6 +155,9 @@ func (l *Log) Record(r Record) error {
 	return nil
 }
 
+// Prompt reports whether Record waits for no device.
+func (l *Log) Prompt() bool { return l.durability != Synced }
+
 // Outcome accepts how it ended. An error makes the log unhealthy: Record refuses
 // until a write succeeds. The outcome is then written first.
 func (l *Log) Outcome(o Outcome) error {

@@ -187,7 +187,9 @@ func (e *line) value(v any, end, depth int) {
 		e.array(len(v), func(i int) any { return v[i] }, end, depth)
 	case map[string]any:
 		e.b = append(e.b, '{')
-		for i, name := range slices.Sorted(maps.Keys(v)) {
+		names := slices.AppendSeq(make([]string, 0, len(v)), maps.Keys(v))
+		slices.Sort(names)
+		for i, name := range names {
 			if i > 0 {
 				e.b = append(e.b, ',')
 			}

@@ -5,7 +5,7 @@ func describeEgress() key {
 		doc:   "The gate behind the service: what it may connect to, by name. `run` leads every connection of its program here (`sandbox.network`); `serve` guards those that come to `listen`.",
 		unset: "the program that `run` starts reaches nobody", keys: []key{
 			{name: "listen", kind: address, example: "127.0.0.1:8081", pattern: `^(unix:.+|(127\.[0-9.]+|\[::1\]|localhost):[0-9]{1,5})$`, shape: "unix:PATH or a loopback address and port",
-				doc:   "A forward proxy (plain HTTP and `CONNECT`) for programs that take one, and the only way out with `sandbox.network: ports`. On loopback: whoever reaches it may use it.",
+				doc:   "A forward proxy (plain HTTP and `CONNECT`) for programs that take one, and the only port to connect to with `sandbox.network: ports`. On loopback: whoever reaches it may use it.",
 				unset: "there is none; `sandbox.network: broker` needs none"},
 			{name: "mode", kind: text, enum: []string{"enforce", "report"}, def: "enforce", example: "report",
 				doc: "`report` records what would be denied and lets it pass, to learn what a service needs; a warning says so. What leads out of the container (the escape-target registry), to " +

@@ -24,7 +24,7 @@ func describeSandbox() key {
 				}}},
 			{name: "network", kind: text, enum: []string{"broker", "ports", "none"}, def: "broker", example: "none",
 				doc: "What it may do with sockets, besides listening where `listen` says. `broker`: each connection is made for it by us, to what `egress.destinations` names, whatever the program knows of proxies. " +
-					"`ports`: it connects to `egress.listen` and to nothing else, so it must know proxies; for kernels without seccomp notification. `none`: it has no internet socket at all, so the upstream must be a unix socket.",
+					"`ports`: it connects to the port of `egress.listen`, at whatever address, and to nothing else, so it must know proxies; for kernels without seccomp notification. `none`: it has no internet socket at all, so the upstream must be a unix socket.",
 				unset: "`broker`"},
 			{name: "sockets", kind: sequence, example: "[/run/postgresql/.s.PGSQL.5432]",
 				doc: "Unix sockets it may connect to. Links are followed; it is the real path that is judged. Those of container runtimes are refused, unless `egress.unlock` names them.", unset: "it connects to no unix socket that has a path",

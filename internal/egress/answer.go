@@ -19,6 +19,7 @@ const (
 	codeResolve  policy.Code = "resolve_failed"
 	codeLimit    policy.Code = "limit_reached"
 	codeUpgrade              = policy.Code(wire.UpgradeRefused) // to anything but WebSocket
+	codeOverride policy.Code = "override_refused"               // a header asks for another method or path than the request's
 	codeTooLarge policy.Code = "body_too_large"
 	codeHost                 = policy.Code(safedial.CodeAmbiguousHost)
 	codeNetwork  policy.Code = "network_not_allowed" // UDP, other than to port 53

@@ -29,7 +29,11 @@ func (p *Proxy) Connect(a Attempt, done func(Way)) {
 		}
 	}()
 	if a.Network == "tcp" {
-		if w, ok := p.leads(a); ok {
+		w, ok := p.leads(a)
+		if !ok && p.decidesAtOnce(a) {
+			w, ok = p.address(a), true
+		}
+		if ok {
 			answered = true
 			done(w)
 			return
@@ -75,6 +79,17 @@ func (p *Proxy) leads(a Attempt) (Way, bool) {
 		}
 	}
 	return p.lead(e), true
+}
+
+// decidesAtOnce reports whether a direct connection can be decided and recorded without waiting for anything. Then the
+// broker's own thread does it: another would have to be woken, and that takes longer than the rest.
+func (p *Proxy) decidesAtOnce(a Attempt) bool {
+	if !p.Led().IsValid() || !p.config.Audit.Prompt() {
+		return false
+	}
+	r := p.rules.Load()
+	hosts := p.names.hosts(r, a.To)
+	return len(hosts) > 0 && !slices.ContainsFunc(hosts, func(h policy.Host) bool { return !r.direct(h) })
 }
 
 // lead is the way to us, where the errand is taken up.

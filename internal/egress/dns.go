@@ -82,7 +82,7 @@ func (p *Proxy) answerName(ctx context.Context, q *question) (reply, string) {
 		if safedial.Host(q.name) != nil {
 			d, waivable = policy.Deny(codeHost, "not a name that programs read alike: it is not looked up"), false
 		}
-		if !p.denyName(r, q.name, d, waivable) {
+		if !p.denyName(r, q.name, d, nil, waivable) {
 			return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, string(d.Code)
 		}
 	}
@@ -91,7 +91,7 @@ func (p *Proxy) answerName(ctx context.Context, q *question) (reply, string) {
 	var missing *net.DNSError
 	switch {
 	case errors.As(err, &denied):
-		p.denyName(r, q.name, policy.Deny(policy.Code(denied.Code), denied.Error()), false)
+		p.denyName(r, q.name, policy.Deny(policy.Code(denied.Code), denied.Error()), denied, false)
 		return reply{rcode: dnsmessage.RCodeNameError, blocked: true}, denied.Code
 	case errors.As(err, &missing) && missing.IsNotFound:
 		return reply{rcode: dnsmessage.RCodeNameError}, "not_found"
@@ -140,7 +140,7 @@ func readQuestion(query []byte) (*question, dnsmessage.RCode) {
 		return q, dnsmessage.RCodeFormatError
 	}
 	q.Question = questions[0]
-	q.name = strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
+	q.name = strings.Map(lower, strings.TrimSuffix(q.Name.String(), "."))
 	if parser.SkipAllAnswers() != nil || parser.SkipAllAuthorities() != nil {
 		return q, dnsmessage.RCodeFormatError
 	}
@@ -160,6 +160,14 @@ func readQuestion(query []byte) (*question, dnsmessage.RCode) {
 		return q, dnsmessage.RCodeRefused
 	}
 	return q, dnsmessage.RCodeSuccess
+}
+
+// lower takes the letter case of ASCII away, as the DNS does (RFC 4343), and of nothing else.
+func lower(r rune) rune {
+	if r >= 'A' && r <= 'Z' {
+		r += 'a' - 'A'
+	}
+	return r
 }
 
 // write makes the message, cut to a flag if it is longer than limit.
@@ -313,10 +321,11 @@ func (d *denials) forget(name string) {
 	delete(d.seen, name)
 }
 
-// denyName records that a name was denied. If that is waivable it reports, in report mode, that the name is to be looked
-// up all the same.
-func (p *Proxy) denyName(r *rules, name string, d policy.Decision, waivable bool) (pass bool) {
+// denyName records that a name was denied; refused is the guard's word, if it was the guard. If that is waivable it
+// reports, in report mode, that the name is to be looked up all the same.
+func (p *Proxy) denyName(r *rules, name string, d policy.Decision, refused *safedial.DeniedError, waivable bool) (pass bool) {
 	x := p.begin(viaDNS)
+	x.refused = refused
 	x.rules, x.unmetered, x.out.Host.Name, x.decision = r, true, name, d
 	defer x.outcome()
 	pass = waivable && x.deny(d)

@@ -364,11 +364,11 @@ func TestReportModeLooksNothingUpWithoutRecord(t *testing.T) {
 
 func TestRefusedNamesAreOnRecordAsRefused(t *testing.T) {
 	for _, report := range []bool{false, true} {
-		s := newStage(t, Rules{Report: report, Destinations: []Destination{{Name: "a", Hosts: []string{"imds.com:80"}}}}, nil)
+		s := newStage(t, Rules{Report: report, Destinations: []Destination{{Name: "a", Hosts: []string{"imds.com:80", "bank.com:80"}}}}, nil)
 		s.dns.Set("imds.com", "169.254.169.254")
 		for n, c := range []struct{ name, code string }{
 			{"imds.com.", "escape_target"}, {"a b.com.", "ambiguous_host"}, {"secret\x00.com.", "ambiguous_host"},
-			{"127.1.", "ambiguous_host"}, {".", "ambiguous_host"},
+			{"127.1.", "ambiguous_host"}, {".", "ambiguous_host"}, {"ban\u212a.com.", "ambiguous_host"}, // KELVIN SIGN, lower case "k"
 		} {
 			if m, _ := answerOf(t, s, query(t, c.name, dnsmessage.TypeA, 0), true); m.RCode != dnsmessage.RCodeNameError {
 				t.Errorf("%q: %v", c.name, m.RCode)

@@ -296,3 +296,126 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("%d decisions, %d outcomes", len(d), len(o))
 	}
 }
+
+// What came in one TLS record with an answer's end is not where the kernel shows it.
+func TestWhatNobodyAskedForInsideTLS(t *testing.T) {
+	ca := newAuthority(t)
+	body := strings.Repeat("a", 12<<10)
+	for more, connections := range map[string]int{"": 1, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged": 3} {
+		config := ca.config(t, "web.com")
+		config.DynamicRecordSizingDisabled = true
+		server := serve(t, config, answering("HTTP/1.1 200 OK\r\nContent-Length: 12288\r\n\r\n"+body+more))
+		h := host("web.com", server.port)
+		s := newStage(t, Rules{Destinations: []Destination{{Name: "web", Hosts: []string{h}, Originate: true, CA: ca.file}}}, nil)
+		for range 3 {
+			if status, got := s.get("http://" + h + "/"); status != 200 || got != body {
+				t.Errorf("%d, %d bytes, %.20q", status, len(got), got)
+			}
+			s.settled(time.Second) // the connection is kept by then
+		}
+		if n := server.connections(); n != connections {
+			t.Errorf("%.10q: %d connections", more, n)
+		}
+		s.stop()
+	}
+}
+
+// A connection to an address that the guard refused, and report mode let pass, is not kept for a request that would not
+// have to ask.
+func TestReportModeKeepsNoRefusedAddress(t *testing.T) {
+	server := serve(t, nil, answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+	h := host("web.com", server.port)
+	s := newStage(t, Rules{Report: true, Deny: []string{"127.0.0.1"}, Destinations: []Destination{{Name: "web", Hosts: []string{h}, Protocol: "http"}}}, nil)
+	for n := range 2 {
+		s.get("http://" + h + "/")
+		s.settled(time.Second)
+		if d := s.decision(n); d.Code != "would_deny" || d.Detail["would"] != "denied_address" {
+			t.Errorf("request %d: %+v", n, d)
+		}
+	}
+}
+
+// Nothing of the destination ends these requests: it takes everything, and never answers.
+func TestPlacesOfClientsThatLeaveComeBack(t *testing.T) {
+	s, _, h := web(t, func(c *Config) { c.Limits.IdleTimeout = 20 * time.Second }, func(c net.Conn) { io.Copy(io.Discard, c) })
+	for i := range 400 {
+		c := s.raw(getOf(h))
+		time.Sleep(time.Duration(i) * 2 * time.Microsecond) // some leave just when an answer begins to be awaited
+		c.Close()
+	}
+	if !s.settled(3 * time.Second) {
+		t.Errorf("%d requests still wait for an answer", s.proxy.inFlight.Load())
+	}
+}
+
+// A request for an upgrade stays one when it is sent anew, and a client that got no tunnel is told that nothing follows.
+func TestUpgradeOnAStaleConnection(t *testing.T) {
+	var n atomic.Int32
+	s, _, h := web(t, nil, func(c net.Conn) {
+		r := bufio.NewReader(c)
+		for {
+			req, err := http.ReadRequest(r)
+			switch {
+			case err != nil:
+				return
+			case req.URL.Path != "/ws":
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			case req.Header.Get("Upgrade") == "":
+				io.WriteString(c, "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+			case n.Add(1) == 1: // on the kept connection: it has ended
+				return
+			case n.Load() == 2:
+				io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+				echo(c)
+				return
+			default:
+				io.WriteString(c, "nonsense\r\n\r\n")
+				return
+			}
+		}
+	})
+	upgrade := "GET http://" + h + "/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	s.get("http://" + h + "/")
+	c := s.raw(upgrade)
+	if res, _ := c.response(); res.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%d", res.StatusCode)
+	}
+	talk(t, c, "ping")
+	c.Close()
+	c = s.raw(upgrade)
+	if res, p := c.response(); res.StatusCode != http.StatusBadGateway || !res.Close {
+		t.Errorf("%d %+v %v", res.StatusCode, p, res.Close)
+	}
+}
+
+// Frameworks let a header say another method or path than the request line: what was judged must be what counts.
+func TestHeadersThatNameAnotherMethodOrPath(t *testing.T) {
+	service := sallytest.NewRecorder(t)
+	_, port, _ := net.SplitHostPort(service.Addr)
+	s := newStage(t, Rules{Destinations: []Destination{
+		{Name: "some", Hosts: []string{host("some.com", port)}, Protocol: "http", Methods: []string{"POST", "GET"}, Paths: []string{"/a"}},
+		{Name: "all", Hosts: []string{host("all.com", port)}, Protocol: "http"},
+	}}, nil)
+	ask := func(name, header string) (int, problem) {
+		c := s.raw("POST http://" + host(name, port) + "/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n" + header + "\r\n\r\n")
+		defer c.Close()
+		res, p := c.response()
+		return res.StatusCode, p
+	}
+	for _, header := range []string{
+		"X-HTTP-Method-Override: DELETE", "x-http-method: PUT", "X-Method-Override: delete", "X-HTTP-Method-Override: GET, DELETE",
+		"X-HTTP-Method-Override: GET\r\nX-HTTP-Method-Override: DELETE", "X-Original-URL: /admin", "X-Rewrite-URL: /admin",
+	} {
+		if status, p := ask("some.com", header); status != 403 || p.Code != "override_refused" {
+			t.Errorf("%s: %d %+v", header, status, p)
+		}
+	}
+	service.Untouched(t)
+	if status, _ := ask("some.com", "X-HTTP-Method-Override: get"); status != 200 {
+		t.Errorf("a method that is allowed: %d", status)
+	}
+	if status, _ := ask("all.com", "X-HTTP-Method-Override: DELETE\r\nX-Original-URL: /admin"); status != 200 {
+		t.Errorf("where all is allowed: %d", status)
+	}
+}

@@ -3,7 +3,10 @@ package egress
 import (
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
+
+	"github.com/sallyport/sallyport/internal/policy"
 )
 
 // ours is why a header of the service does not reach a destination. Names are in canonical form; one that ends in "*"
@@ -45,6 +48,23 @@ func clean(h http.Header) {
 	for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
 		delete(h, name)
 	}
+}
+
+// override is the name of a header by which frameworks let a request have another method or path than its own, where the
+// destination does not allow that method, or not all paths. Empty: there is none.
+func override(h http.Header, d *policy.Destination) string {
+	for _, name := range []string{"X-Http-Method", "X-Http-Method-Override", "X-Method-Override", "X-Original-Method"} {
+		v := h[name]
+		if len(v) > 0 && len(d.Methods) > 0 && (len(v) > 1 || !slices.Contains(d.Methods, strings.ToUpper(v[0]))) {
+			return name
+		}
+	}
+	for _, name := range []string{"X-Original-Url", "X-Original-Uri", "X-Original-Path", "X-Rewrite-Url", "X-Rewrite-Uri"} {
+		if len(h[name]) > 0 && len(d.Paths) > 0 {
+			return name
+		}
+	}
+	return ""
 }
 
 // isWebSocket reports whether a request is the handshake of RFC 6455, section 4.1.

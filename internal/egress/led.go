@@ -26,6 +26,7 @@ type led struct {
 	mu        sync.Mutex
 	announced map[netip.AddrPort]*errand
 	waiting   map[netip.AddrPort]chan *errand
+	pruned    time.Time // when those that nobody claimed were taken away
 }
 
 // errand is where a led connection was going.
@@ -258,7 +259,8 @@ func (l *led) announce(from netip.AddrPort, e *errand) {
 	}
 	e.begun = time.Now()
 	l.announced[from] = e
-	if len(l.announced) > 1024 { // connections that never came: nobody takes them away
+	if len(l.announced) > 1024 && e.begun.Sub(l.pruned) > announceWait { // connections that never came: nobody takes them away
+		l.pruned = e.begun
 		for a, old := range l.announced {
 			if time.Since(old.begun) > 2*announceWait {
 				delete(l.announced, a)

@@ -336,3 +336,24 @@ func TestEngineSocketAtAnotherPlace(t *testing.T) {
 		s.stop()
 	}
 }
+
+// While all places are taken, connections are announced that nobody claims: looking through them must not cost more with
+// each.
+func TestManyAnnouncementsStayCheap(t *testing.T) {
+	l := led{announced: map[netip.AddrPort]*errand{}, waiting: map[netip.AddrPort]chan *errand{}}
+	began := time.Now()
+	for i := range 60_000 {
+		l.announce(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(i)), &errand{})
+	}
+	if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("it took %s", d)
+	}
+	for _, e := range l.announced {
+		e.begun = e.begun.Add(-time.Hour)
+	}
+	l.pruned = l.pruned.Add(-time.Hour)
+	l.announce(at("127.0.0.1:1"), &errand{})
+	if n := len(l.announced); n != 1 {
+		t.Errorf("%d are kept", n)
+	}
+}

@@ -35,6 +35,8 @@ type link struct {
 	any      bool          // a byte has come since the last request
 	used     bool          // an earlier request went over it
 	timer    *time.Timer   // that closes it while it is kept
+
+	readBy, writeBy time.Time // the deadlines that are set
 }
 
 // secure makes a link of a new connection, with TLS on it if we are to originate it: the destination must prove its name.
@@ -86,7 +88,7 @@ func (r answerReader) Read(p []byte) (int, error) {
 	case r.head > 0 && r.head < len(p):
 		p = p[:r.head]
 	}
-	if err := r.raw.SetReadDeadline(time.Now().Add(r.patience)); err != nil {
+	if err := r.renew(&r.readBy, r.raw.SetReadDeadline); err != nil {
 		return 0, err
 	}
 	n, err := r.Conn.Read(p)
@@ -99,10 +101,21 @@ func (r answerReader) Read(p []byte) (int, error) {
 
 // Write gives the destination its time to take some of p.
 func (l *link) Write(p []byte) (int, error) {
-	if err := l.raw.SetWriteDeadline(time.Now().Add(l.patience)); err != nil {
+	if err := l.renew(&l.writeBy, l.raw.SetWriteDeadline); err != nil {
 		return 0, err
 	}
 	return l.Conn.Write(p)
+}
+
+// renew puts a deadline off, unless that was done a moment ago: it is done for each piece of each request, and its
+// accuracy is nobody's concern.
+func (l *link) renew(by *time.Time, set func(time.Time) error) error {
+	now := time.Now()
+	if by.Sub(now) > l.patience-l.patience/8 {
+		return nil
+	}
+	*by = now.Add(l.patience)
+	return set(*by)
 }
 
 // close closes a link that may not be there.
@@ -141,7 +154,8 @@ func (l *link) drained() bool {
 		return false
 	}
 	n, err := l.Conn.Read(make([]byte, 1))
-	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
+	l.readBy = time.Time{}
+	return l.raw.SetReadDeadline(l.readBy) == nil && n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // kept holds links between requests. Each belongs to the rules by which its address was judged.
@@ -170,7 +184,7 @@ func (k *kept) take(h policy.Host) *link {
 
 // put keeps a link whose last answer has been read to its end, for a while.
 func (k *kept) put(h policy.Host, l *link) {
-	if l.read.Buffered() > 0 || !l.drained() || l.raw.SetDeadline(time.Time{}) != nil {
+	if l.read.Buffered() > 0 || !l.drained() {
 		l.close()
 		return
 	}
@@ -181,7 +195,11 @@ func (k *kept) put(h policy.Host, l *link) {
 		l.close()
 		return
 	}
-	l.timer = time.AfterFunc(keptFor, func() { k.expire(h, l) })
+	if l.timer == nil {
+		l.timer = time.AfterFunc(keptFor, func() { k.expire(h, l) })
+	} else {
+		l.timer.Reset(keptFor) // take has stopped it
+	}
 	k.links[h] = append(k.links[h], l)
 }
 

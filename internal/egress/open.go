@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"runtime/debug"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/safedial"
 )
@@ -33,10 +35,11 @@ type passage struct {
 	process int        // of the caller, where a broker said so
 	peer    netip.Addr // of the client
 
-	out   policy.Outbound
-	fixed netip.AddrPort // of a led connection: where it was going; the name is not resolved
-	greet func() (policy.Hello, error)
-	alone bool // not on a kept connection
+	out    policy.Outbound
+	fixed  netip.AddrPort // of a led connection: where it was going; the name is not resolved
+	greet  func() (policy.Hello, error)
+	header http.Header // of a request
+	alone  bool        // not on a kept connection
 
 	sized     bool // the request says how long its body is
 	websocket bool // it asks for an upgrade to WebSocket
@@ -62,7 +65,7 @@ type passage struct {
 func (p *Proxy) begin(via string) *passage {
 	now := time.Now()
 	return &passage{
-		p: p, rules: p.rules.Load(), id: newID(now), began: now, via: via,
+		p: p, rules: p.rules.Load(), id: audit.NewID(now), began: now, via: via,
 		decision: policy.Deny(codeInternal, "no step has denied or allowed"),
 	}
 }
@@ -123,6 +126,9 @@ func (x *passage) byName() bool {
 	exit, d := x.rules.exits.Select(x.out)
 	if exit.Destination != nil {
 		x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
+		if name := override(x.header, exit.Destination); name != "" && d.Code == "" {
+			d = policy.Deny(codeOverride, name+" asks for another method or path than the request's, which is the one that was judged")
+		}
 	}
 	if d.Code == policy.DestinationUnknown && x.escapes() {
 		return x.refuse()

@@ -178,7 +178,7 @@ func (x *passage) crash(w http.ResponseWriter) {
 
 // refuseRequest answers a request that is not forwarded.
 func (x *passage) refuseRequest(w http.ResponseWriter, r *http.Request, c *wire.Conn) {
-	hangUp := r.ContentLength != 0 || r.Method == http.MethodConnect || len(r.Header["Upgrade"]) > 0 || isWireCode(x.code())
+	hangUp := r.ContentLength != 0 || r.Method == http.MethodConnect || x.websocket || len(r.Header["Upgrade"]) > 0 || isWireCode(x.code())
 	if hangUp {
 		c.HangUp(wire.Code(x.code()))
 	}
@@ -194,7 +194,7 @@ func (x *passage) read(r *http.Request, c *wire.Conn, refused *wire.Refusal) boo
 		}
 		return x.denyAs(policy.Code(refused.Code), "refused as bytes, before it was a request")
 	}
-	x.out.Method, x.out.Request = r.Method, r.Method != http.MethodConnect
+	x.out.Method, x.out.Request, x.header = r.Method, r.Method != http.MethodConnect, r.Header
 	if x.out.Request {
 		x.out.Path, _, _ = strings.Cut(targetOf(r), "?")
 	}

@@ -18,6 +18,7 @@ type tunnel struct {
 	client, server net.Conn
 	idle           time.Duration
 	last           atomic.Int64 // when a byte was last seen, in Unix nanoseconds
+	half           atomic.Bool  // one side has said all
 
 	once sync.Once
 	code policy.Code // why it ended, if not because both sides had said all; once guards it
@@ -88,6 +89,9 @@ func (t *tunnel) copy(to, from net.Conn, first []byte) int64 {
 		}
 		switch {
 		case err == nil:
+			if t.half.Swap(true) {
+				return total // the other direction has ended: both are closed now
+			}
 			if h, ok := to.(interface{ CloseWrite() error }); !ok || h.CloseWrite() != nil {
 				t.end("")
 			}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/identity"
+	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/wire"
 )
@@ -78,7 +79,7 @@ type exchange struct {
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
 	now := g.now()
-	x := &exchange{g: g, rules: g.rules.Load(), r: r, id: newID(now), began: now, wire: wire.Of(r), ctx: r.Context()}
+	x := &exchange{g: g, rules: g.rules.Load(), r: r, id: audit.NewID(now), began: now, wire: wire.Of(r), ctx: r.Context()}
 	x.w = writer{ResponseWriter: w, wire: x.wire}
 	x.decision = policy.Deny(codeInternal, "no step has denied or allowed")
 	x.status = http.StatusInternalServerError

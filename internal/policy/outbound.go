@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -52,10 +54,7 @@ type Host struct {
 
 // String is the host as it is written in a configuration.
 func (h Host) String() string {
-	if strings.IndexByte(h.Name, ':') >= 0 {
-		return fmt.Sprintf("[%s]:%d", h.Name, h.Port)
-	}
-	return fmt.Sprintf("%s:%d", h.Name, h.Port)
+	return net.JoinHostPort(h.Name, strconv.Itoa(int(h.Port)))
 }
 
 // IsAddress reports whether the host is written as an address.
