@@ -68,9 +68,10 @@ type gate struct {
 // it nothing else may happen.
 func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 	g = &gate{file: f, log: log, doors: d, registry: prometheus.NewRegistry()}
+	begun := g // what is returned with an error is nil
 	defer func() {
 		if err != nil {
-			g.close()
+			begun.close()
 		}
 	}()
 	g.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

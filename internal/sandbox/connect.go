@@ -2,13 +2,7 @@ package sandbox
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"maps"
 	"net/netip"
-	"os"
-	"slices"
-	"strings"
 	"time"
 	"unsafe"
 
@@ -50,7 +44,7 @@ func (b *broker) connect(n *notification) (errno unix.Errno, now bool) {
 
 func (b *broker) connectInet(n *notification, o *twin, address []byte) (errno unix.Errno, now bool) {
 	if binary.NativeEndian.Uint16(address) == unix.AF_UNSPEC {
-		return rawConnect(o.fd, address[:2:2]), true // dissolves an association, and reaches nobody
+		return b.dissolve(o, address[:2:2]), true // it reaches nobody
 	}
 	asked, errno := parseInet(o.domain, address)
 	if errno != 0 {
@@ -128,11 +122,11 @@ func (b *broker) perform(n *notification, o *twin, w Way, near bool, connect fun
 	begun := false
 	if near {
 		errno := within(soon, o.fd, connect)
-		if errno != unix.EINPROGRESS && errno != unix.EALREADY {
+		if errno != unix.EINPROGRESS && errno != unix.EALREADY && errno != unix.EINTR {
 			b.finish(n, o, w, errno)
 			return
 		}
-		begun = errno == unix.EINPROGRESS
+		begun = errno != unix.EALREADY // a signal of our runtime's (EINTR) does not end it: see below
 	}
 	if !b.block(n, o) {
 		b.finish(n, o, w, unix.EAGAIN)
@@ -152,32 +146,6 @@ func (b *broker) perform(n *notification, o *twin, w Way, near bool, connect fun
 		b.mu.Unlock()
 		b.finish(n, o, w, errno)
 	}()
-}
-
-// block notes that a thread of ours waits for a caller's connection. False: too many do.
-func (b *broker) block(n *notification, o *twin) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.blocked) >= min(maxBlocked, b.most) || !b.identify(o) {
-		return false
-	}
-	b.blocked[n] = o
-	b.sweepLater()
-	return true
-}
-
-// identify makes sure that sweep can tell a copy that was fetched; mu is held.
-func (b *broker) identify(o *twin) bool {
-	if o.inode != 0 {
-		return true
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
-		return false
-	}
-	b.made++
-	o.inode, o.number, o.since = st.Ino, b.made, time.Now()
-	return true
 }
 
 // within connects a socket that blocks for at most d; then it is EINPROGRESS, and goes on. The program's own timeout is
@@ -215,11 +183,11 @@ func (b *broker) finish(n *notification, o *twin, w Way, errno unix.Errno) {
 	case outcome == unix.EINPROGRESS && b.watch(o, w.Ended):
 		w.Ended = nil
 	}
-	if w.Ended != nil {
-		w.Ended(failed(outcome))
-	}
 	b.put(o)
 	b.tell(n, errno)
+	if w.Ended != nil { // after the answer: the program need not wait until it is written down
+		w.Ended(failed(outcome))
+	}
 }
 
 // connected tells whether a socket that does not wait is connected already, as to loopback it is before connect(2) has
@@ -239,71 +207,6 @@ func (b *broker) tell(n *notification, errno unix.Errno) {
 	}
 	if err := b.from.answer(n, 0, errno); err != nil {
 		b.log.Error("answer the program's connect: it waits until it is killed", "error", err)
-	}
-}
-
-// watch keeps a copy until the socket is connected or has failed. False: it is not kept.
-func (b *broker) watch(o *twin, ended func(error)) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed || b.waiting[o.fd] != nil || !b.identify(o) {
-		return false // another thread began the same; its end is ours
-	}
-	if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(o.fd)}); err != nil {
-		return false
-	}
-	if len(b.waiting) >= b.most {
-		b.abandon(slices.MinFunc(slices.Collect(maps.Values(b.waiting)), older))
-	}
-	o.refs++
-	o.ended = ended
-	b.waiting[o.fd] = o
-	b.sweepLater()
-	return true
-}
-
-// abandon waits no more for how connecting ends; mu is held.
-func (b *broker) abandon(o *twin) {
-	ended := o.ended
-	o.ended = nil
-	b.unwatch(o)
-	last := b.drop(o)
-	b.aside.Go(func() {
-		if ended != nil {
-			ended(errors.New("given up before it was connected"))
-		}
-		shut(last)
-	})
-}
-
-// unwatch is called before a copy closes: the kernel remembers what it polls as long as the program has the socket. mu
-// is held.
-func (b *broker) unwatch(o *twin) {
-	_ = unix.EpollCtl(b.poll, unix.EPOLL_CTL_DEL, o.fd, nil) // it fails only if there is nothing to forget
-	delete(b.waiting, o.fd)
-}
-
-// settled learns how connecting ended. The socket's error is the program's to read, and is left alone.
-func (b *broker) settled(fd int, events uint32) {
-	b.mu.Lock()
-	o := b.waiting[fd]
-	if o == nil {
-		b.mu.Unlock()
-		return
-	}
-	b.unwatch(o)
-	ended := o.ended
-	o.ended = nil
-	b.mu.Unlock()
-	var err error
-	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		err = errors.New("not connected")
-	} else {
-		b.retire(o, pastConnected)
-	}
-	b.aside.Go(func() { b.put(o) }) // not on this thread, which others wait for
-	if ended != nil {
-		ended(err)
 	}
 }
 
@@ -337,93 +240,6 @@ func rawConnect(fd int, address []byte) unix.Errno {
 			return errno
 		}
 	}
-}
-
-// connectUnix connects to a socket that has a path: it is opened first, the path that it then really has is judged, and
-// what was opened is connected to. Nobody can make it mean another socket in between.
-func (b *broker) connectUnix(n *notification, o *twin, address []byte) (errno unix.Errno, now bool) {
-	switch binary.NativeEndian.Uint16(address) {
-	case unix.AF_UNSPEC:
-		return rawConnect(o.fd, address[:2:2]), true
-	case unix.AF_UNIX:
-	default:
-		return unix.EINVAL, true
-	}
-	path, _, _ := strings.Cut(string(address[2:]), "\x00")
-	if path == "" {
-		b.say("abstract connect", "the service tried to connect to an abstract unix socket: refused", "hint", "let it use a socket with a path, named in sandbox.sockets")
-		return unix.EACCES, true
-	}
-	fd, err := unix.Open(asSeenBy(n.TID, path), unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return errnoOf(err), true
-	}
-	real, id, errno := socketFile(fd)
-	if errno != 0 {
-		unix.Close(fd)
-		return errno, true
-	}
-	connect := func(w Way) {
-		if !w.Allow {
-			unix.Close(fd)
-			b.lead(n, o, netip.AddrPort{}, Way{Errno: w.Errno})
-			return
-		}
-		sa := &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d", fd)}
-		ended := w.Ended
-		w.Begun, w.Ended = nil, func(err error) {
-			unix.Close(fd)
-			if ended != nil {
-				ended(err)
-			}
-		}
-		b.perform(n, o, w, false, func() unix.Errno { return errnoOf(unix.Connect(o.fd, sa)) })
-	}
-	b.mu.Lock()
-	theirs := b.files[id] && slices.ContainsFunc(b.writable, func(w string) bool { return beneath(real, w) })
-	b.mu.Unlock()
-	if theirs { // it speaks to itself
-		connect(Way{Allow: true})
-		return 0, false
-	}
-	given := slices.Contains(b.sockets, real)
-	if !given && b.learner == nil {
-		b.say("unix "+real, "the service tried to connect to a unix socket that it was not given: refused", "path", real, "hint", "if it was meant: sandbox.sockets: ["+real+"]")
-	}
-	b.ask(Attempt{Process: int(n.TID), Network: "unix", Path: real, Given: given}, func(w Way) {
-		w.Allow = w.Allow && (given || b.learner != nil)
-		connect(w)
-	})
-	return 0, false
-}
-
-// asSeenBy writes a path of the caller's as we have to open it: "self" and "." are others to us.
-func asSeenBy(tid uint32, path string) string {
-	for _, self := range []string{"/proc/self/", "/proc/thread-self/"} {
-		if rest, ok := strings.CutPrefix(path, self); ok {
-			return fmt.Sprintf("/proc/%d/%s", tid, rest)
-		}
-	}
-	if strings.HasPrefix(path, "/") {
-		return path
-	}
-	return fmt.Sprintf("/proc/%d/cwd/%s", tid, path)
-}
-
-// socketFile tells what an O_PATH descriptor has opened: its real path, which no link is part of, and its identity.
-func socketFile(fd int) (real string, id file, errno unix.Errno) {
-	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
-		return "", id, errnoOf(err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return "", id, unix.ECONNREFUSED // as the kernel answers
-	}
-	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	if err != nil {
-		return "", id, unix.EACCES
-	}
-	return real, fileOf(&st), 0
 }
 
 // connectBytes is connect(2) with the bytes of a struct sockaddr.

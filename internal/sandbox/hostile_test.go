@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -253,7 +254,8 @@ func TestCopiesLeaveDescriptors(t *testing.T) {
 // Sockets of a process whose first thread has ended are still in use.
 func TestSocketsWithoutAFirstThread(t *testing.T) {
 	needKernel(t, 4)
-	checkAs(t, "contained", Profile{Listen: on(3999)}, nil, [][2]string{{"headless 127.0.0.1:3999", "ok"}})
+	port := freePort(t)
+	checkAs(t, "contained", Profile{Listen: on(port)}, nil, [][2]string{{fmt.Sprintf("headless 127.0.0.1:%d", port), "ok"}})
 }
 
 // To join a group is to send its address to the network.
@@ -266,4 +268,16 @@ func TestNoMulticastGroups(t *testing.T) {
 		{"option 41 46", "operation not permitted"}, // MCAST_JOIN_SOURCE_GROUP
 		{"option 41 27", "operation not permitted"}, // IPV6_JOIN_ANYCAST
 	})
+}
+
+// A connection that was made and undone at once is told as one that was made: the audit log has it from there.
+func TestShortConnectionsAreTold(t *testing.T) {
+	needKernel(t, 4)
+	up := newGreeter(t, "tcp4", "127.0.0.1:0")
+	for _, verb := range custodies() {
+		r := checkAs(t, verb, Profile{}, map[string]string{"tcp *": "direct"}, [][2]string{{"hide shutdown " + up.address, "ok"}, {"hide unspec " + up.address, "ok"}})
+		if n := strings.Count(r.err, "ended: tcp "+up.address+" <nil>"); n != 100 {
+			t.Errorf("%s: %d of 100 connections were told, and not: %s", verb, n, r.err[strings.LastIndex(r.err, "ended:"):])
+		}
+	}
 }

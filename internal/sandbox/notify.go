@@ -140,30 +140,34 @@ func (b *broker) serve(l listener, wake int) error {
 	b.mu.Lock()
 	b.from, b.serving = l, true
 	b.mu.Unlock()
-	for _, fd := range []int{l.fd, wake} {
-		if err := unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
-			return err
-		}
-	}
+	// poll(2), because epoll forgets on which processor wakeTogether wants us to be woken.
+	look := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}, {Fd: int32(b.poll), Events: unix.POLLIN}}
 	var events [32]unix.EpollEvent
 	for {
-		n, err := unix.EpollWait(b.poll, events[:], -1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(look, -1); errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil {
 			return err
 		}
-		for _, e := range events[:max(n, 0)] {
-			switch int(e.Fd) {
-			case wake:
-				return nil
-			case l.fd:
-				if e.Events&unix.EPOLLIN == 0 {
-					return nil // nobody is left
-				}
-				if err := b.next(l); err != nil {
-					return err
-				}
-			default:
+		if look[1].Revents != 0 {
+			return nil
+		}
+		if look[2].Revents != 0 {
+			n, err := unix.EpollWait(b.poll, events[:], 0)
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return err
+			}
+			for _, e := range events[:max(n, 0)] {
 				b.settled(int(e.Fd), e.Events)
+			}
+		}
+		switch {
+		case look[0].Revents == 0:
+		case look[0].Revents&unix.POLLIN == 0:
+			return nil // nobody is left
+		default:
+			if err := b.next(l); err != nil {
+				return err
 			}
 		}
 	}

@@ -25,6 +25,14 @@ func (b *broker) sweepLater() {
 }
 
 func (b *broker) sweepAgain() {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return
+	}
+	b.aside.Add(1) // close waits for the descriptors that looking takes
+	defer b.aside.Done()
+	b.mu.Unlock()
 	took := b.sweep(time.Now().Add(-sweepAfter))
 	b.mu.Lock()
 	defer b.mu.Unlock()

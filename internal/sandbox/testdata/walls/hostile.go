@@ -28,6 +28,7 @@ func hostile() map[string]func(string) error {
 		"hoard":        hoard,
 		"headless":     headless,
 		"join":         join,
+		"hide":         hide,
 
 		"connect-patiently": connectPatiently,
 	}
@@ -258,4 +259,48 @@ func join(address string) error {
 		return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: sa.Addr, Interface: 1})
 	}
 	return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreqn{Multiaddr: sa.(*unix.SockaddrInet4).Addr, Ifindex: 1})
+}
+
+// hide says its word as soon as it is connected, and at once undoes the connection, by shutdown or connect(AF_UNSPEC): "how
+// address". Other threads keep the supervisor busy.
+func hide(a string) error {
+	how, address, _ := strings.Cut(a, " ")
+	family, sa := sockaddr(address)
+	var stop atomic.Bool
+	defer stop.Store(true)
+	for range 4 {
+		go func() {
+			for !stop.Load() {
+				if fd, err := socket(family, unix.SOCK_STREAM, 0); err == nil {
+					unix.Close(fd)
+				}
+			}
+		}()
+	}
+	for range 50 {
+		fd, err := socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, sa); err != unix.EINPROGRESS {
+			return fmt.Errorf("connect: %v", err)
+		}
+		for err = unix.EAGAIN; err == unix.EAGAIN || err == unix.ENOTCONN; {
+			_, err = unix.Write(fd, []byte("word"))
+		}
+		if err != nil {
+			return err
+		}
+		if how == "shutdown" {
+			err = unix.Shutdown(fd, unix.SHUT_RDWR)
+		} else {
+			var nobody [16]byte
+			err = errnoError(unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nobody)), 16))
+		}
+		unix.Close(fd)
+		if err != nil && err != unix.ENOTCONN && err != unix.EISCONN {
+			return err
+		}
+	}
+	return nil
 }
