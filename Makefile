@@ -21,12 +21,12 @@ FORMAT   ?= text
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help build demo test lab lab-ready bench lint fuzz unit scripts npm-test walk clean tools-check
+.PHONY: help build demo test arm64 lab lab-ready bench bench-ready lint fuzz unit scripts npm-test walk clean tools-check
 
 help: ## Show this
 	@echo "sallyport: a bearer token should open a route, never the host"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
-	@echo; echo "  ONCE=1 with demo: check every step and end.  FORMAT=json with lab.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP with bench."
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo; echo "  ONCE=1 with demo: check every step and end.  FORMAT=json with lab and bench.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP or BENCH=compare with bench."
 
 build: $(BIN) ## Build build/sallyport, one static binary
 
@@ -40,7 +40,7 @@ demo: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The mai
 	@$(GO) build -o build/demo ./examples/demo
 	@exec build/demo $(if $(ONCE),-once) -sallyport $(BIN) -service examples/nestjs
 
-test: lint unit npm-test walk ## Everything: format, vet, staticcheck, vulnerabilities, go test -race, scripts, npm tests, end to end
+test: lint arm64 unit npm-test walk ## Everything: format, vet, staticcheck, vulnerabilities, go test -race, scripts, npm tests, end to end
 	$(call say,all of it passed)
 
 # Whatever is built before goes to standard error: standard output is the lab's own.
@@ -67,6 +67,10 @@ lint: ## gofmt, vet, staticcheck, arm64, govulncheck where its data can be reach
 	$(call say,govulncheck)
 	@scripts/vulncheck
 
+arm64: $(STAMPS)/packages ## The filter's table for arm64, interpreted under an emulator
+	$(call say,the filter for arm64)
+	@scripts/arm64
+
 unit: build $(STAMPS)/packages $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/e2e-lab-app-build ## go test -race of everything, the real services among it
 	$(call say,go test -race ./... with the end-to-end tests)
 	@scripts/with-engine scripts/unit
@@ -75,15 +79,30 @@ npm-test: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The
 	$(call say,npm test in examples/nestjs)
 	@cd examples/nestjs && npm test
 
-bench: build ## The benchmarks beside the code; BENCH=REGEXP picks
-	$(call say,benchmarks)
-	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $$($(GO) list ./... | grep -v /e2e)
+# Whatever is built before goes to standard error, and with FORMAT=json all but the one object.
+bench: ## The benchmarks beside the code, and then what stands in doc/performance.md: BENCH=REGEXP picks of the first, BENCH=compare the second
+	@$(MAKE) bench-ready >&2
+ifneq ($(BENCH),compare)
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $$($(GO) list ./... | grep -v /e2e) $(if $(filter json,$(FORMAT)),>&2)
+endif
+ifneq ($(filter . compare,$(BENCH)),)
+	@build/bench -sallyport $(BIN) -format $(FORMAT)
+endif
+
+bench-ready: build $(if $(filter . compare,$(BENCH)),$(STAMPS)/peers $(STAMPS)/examples-nestjs-build)
+	@$(GO) build -o build/bench ./bench
+
+$(STAMPS)/peers: scripts/peers
+	$(call say,the proxies to compare with)
+	@mkdir -p $(STAMPS)
+	@scripts/peers
+	@touch $@
 
 fuzz: ## Every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
 $(STAMPS)/packages: scripts/packages
-	$(call say,a C compiler and a container engine for the tests)
+	$(call say,what the tests need beside Go and Node)
 	@mkdir -p $(STAMPS)
 	@scripts/packages
 	@touch $@
