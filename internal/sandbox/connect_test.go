@@ -352,6 +352,9 @@ func TestConnectAfterTheSupervisorsDeath(t *testing.T) {
 // The supervisor keeps no copy of a socket that the program has closed.
 func TestClosedSocketsAreForgotten(t *testing.T) {
 	needKernel(t, 4)
+	if os.Getuid() != 0 {
+		t.Skip("only root may count the descriptors of a non-dumpable process")
+	}
 	j := probe(Profile{}, "leak 200", "sleep 1h")
 	j.during = func(p *os.Process) {
 		most := 0
@@ -365,9 +368,6 @@ func TestClosedSocketsAreForgotten(t *testing.T) {
 			t.Errorf("%d sockets were held, %d are", most, n)
 		}
 		p.Signal(syscall.SIGTERM)
-	}
-	if os.Getuid() != 0 {
-		t.Skip("only root may count the descriptors of a non-dumpable process")
 	}
 	j.start(t, "contained")
 }

@@ -50,7 +50,7 @@ func TestUnixBindRaceIsLost(t *testing.T) {
 // The number of a socket's file that the program bound and removed is another one's afterwards, who is not the program.
 func TestRecycledFileIsNotTheProgramsOwn(t *testing.T) {
 	needKernel(t, 4)
-	for range 5 { // whether the file system gives the number out again at once is its own affair
+	for range 50 { // whether the file system gives the number out again at once is its own affair
 		dir := folder(t)
 		mine, other := filepath.Join(dir, "mine"), filepath.Join(dir, "other")
 		come := make(chan struct{})

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -258,108 +256,4 @@ func fastOpen() error {
 	}
 	defer unix.Close(l)
 	return unix.Sendto(l, []byte("x"), unix.MSG_FASTOPEN, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}})
-}
-
-// raceAddress flips an address between an allowed one and others in one thread while another binds it and listens.
-func raceAddress(a string) error {
-	n := numbers(a)
-	port, tries := n[0], n[1]
-	address := [16]byte{0: unix.AF_INET, 2: byte(port >> 8), 3: byte(port)}
-	word := (*uint32)(unsafe.Pointer(&address[4]))
-	var stop atomic.Bool
-	go func() {
-		runtime.LockOSThread()
-		for _, ip := range endless([]uint32{0x0100007f, 0, 0x0100007f, 0x020200c0}, &stop) {
-			atomic.StoreUint32(word, ip)
-		}
-	}()
-	defer stop.Store(true)
-	outside, inside := 0, 0
-	for range tries {
-		fd, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		if err != nil {
-			return err
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&address)), 16); errno == 0 {
-			if unix.Listen(fd, 1) == nil {
-				if strings.HasPrefix(name(fd), "127.") {
-					inside++
-				} else {
-					outside++
-				}
-			}
-		}
-		unix.Close(fd)
-	}
-	fmt.Printf("inside=%d outside=%d\n", inside, outside)
-	if outside > 0 || inside == 0 {
-		return errors.New("the race was won, or never ran")
-	}
-	return nil
-}
-
-func endless(values []uint32, stop *atomic.Bool) func(func(int, uint32) bool) {
-	return func(yield func(int, uint32) bool) {
-		for i := 0; !stop.Load(); i++ {
-			if !yield(i, values[i%len(values)]) {
-				return
-			}
-		}
-	}
-}
-
-// raceListen flips one descriptor between a socket that may listen and one that nobody bound, while another thread
-// binds and listens on it. No socket but the first kind may listen.
-func raceListen(a string) error {
-	n := numbers(a)
-	port, tries := n[0], n[1]
-	good := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
-	outside, inside := 0, 0
-	for range tries {
-		bound, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		if err != nil {
-			return err
-		}
-		if err := unix.Bind(bound, good); err != nil {
-			return err
-		}
-		free, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		if err != nil {
-			return err
-		}
-		target, err := socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		if err != nil {
-			return err
-		}
-		var stop atomic.Bool
-		done := make(chan bool)
-		go func() {
-			runtime.LockOSThread()
-			for i := 0; !stop.Load(); i++ {
-				unix.Dup3([]int{bound, free}[i%2], target, unix.O_CLOEXEC)
-			}
-			close(done)
-		}()
-		for range 4 {
-			unix.Bind(target, good)
-			unix.Listen(target, 1)
-		}
-		stop.Store(true)
-		<-done
-		for _, fd := range []int{bound, free, target} {
-			if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && on == 1 {
-				if strings.HasPrefix(name(fd), "127.") {
-					inside++
-				} else {
-					outside++
-				}
-			}
-			unix.Close(fd)
-		}
-	}
-	fmt.Printf("inside=%d outside=%d\n", inside, outside)
-	if outside > 0 || inside == 0 {
-		return errors.New("the race was won, or never ran")
-	}
-	return nil
 }
