@@ -2,6 +2,8 @@ package bearer
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -155,6 +157,8 @@ func (v *Verifier) verify(ctx context.Context, t Token) (identity.Caller, *Error
 		return identity.Caller{}, &Error{Code: codeCanceled, Err: err}
 	}
 	caller.KeyID = k.id
+	digest := sha256.Sum256(token.SigningInput) // which has one spelling, unlike a signature
+	caller.Digest = base64.RawURLEncoding.EncodeToString(digest[:])
 	return caller, nil
 }
 

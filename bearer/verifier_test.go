@@ -2,6 +2,8 @@ package bearer
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -20,14 +22,16 @@ func TestVerifyReturnsTheCaller(t *testing.T) {
 	for _, alg := range supported {
 		claims := goodClaims(testNow)
 		claims["roles"] = []any{"a", object{"b": 1.5}}
-		got, err := v.Verify(t.Context(), NewToken(signers()[alg].token(claims)))
+		token := signers()[alg].token(claims)
+		got, err := v.Verify(t.Context(), NewToken(token))
 		if err != nil {
 			t.Errorf("%s: %v", alg, err)
 			continue
 		}
+		digest := sha256.Sum256([]byte(token[:strings.LastIndexByte(token, '.')]))
 		want := identity.Caller{
 			Issuer: testIssuer, Subject: "alice", Client: "shop", Scopes: []string{"orders:read", "orders:write"},
-			TokenID: "8b2c1f", KeyID: "kid-" + alg, IssuedAt: testNow.Add(-10 * time.Second).Local(), Expires: testNow.Add(300 * time.Second).Local(),
+			TokenID: "8b2c1f", Digest: base64.RawURLEncoding.EncodeToString(digest[:]), KeyID: "kid-" + alg, IssuedAt: testNow.Add(-10 * time.Second).Local(), Expires: testNow.Add(300 * time.Second).Local(),
 			Claims: object{
 				"iss": testIssuer, "aud": testAudience, "sub": "alice", "client_id": "shop", "jti": "8b2c1f",
 				"scope": "orders:read orders:write", "iat": testNow.Unix() - 10, "exp": testNow.Unix() + 300,

@@ -67,6 +67,7 @@ type Caller struct {
 	Client   string         // client_id, else azp
 	Scopes   []string       // elements of the scope claim, in its order
 	TokenID  string         // jti; empty when the token has none, and when the caller came from an assertion
+	Digest   string         // base64url of the SHA-256 of the token's signing input, which names it where it has no jti; empty when the caller came from an assertion
 	KeyID    string         // kid of the key that verified it: the issuer's, or sallyport's for an assertion
 	IssuedAt time.Time      // zero when the token has no iat
 	Expires  time.Time      // never zero for a verified caller

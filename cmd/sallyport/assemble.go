@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/ingress"
@@ -53,6 +54,7 @@ type gate struct {
 	registry *prometheus.Registry
 	audit    *audit.Log
 	ring     *keys.Ring // nil where no assertion is made
+	flight   *cause.Flight
 	gateway  *ingress.Gateway
 	behind   *egress.Proxy
 	doors    doors
@@ -67,7 +69,7 @@ type gate struct {
 // assemble opens what the file names, in the order in which a failure loses nothing: the book first, since without
 // it nothing else may happen.
 func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
-	g = &gate{file: f, log: log, doors: d, registry: prometheus.NewRegistry()}
+	g = &gate{file: f, log: log, doors: d, flight: cause.NewFlight(), registry: prometheus.NewRegistry()}
 	begun := g // what is returned with an error is nil
 	defer func() {
 		if err != nil {
@@ -99,6 +101,7 @@ func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 		Limits:         f.Ingress.Limits,
 		Rules:          rules,
 		Audit:          g.audit,
+		Flight:         g.flight,
 		Metrics:        g.registry,
 		Logger:         log,
 		Realm:          f.Ingress.Realm,

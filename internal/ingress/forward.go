@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/policy"
 )
 
@@ -25,6 +26,10 @@ var (
 // forward hands the request to the service and its answer to the client. It is the only function that does, and the
 // caller has established that the decision allows and is on record.
 func (x *exchange) forward() {
+	x.entry = x.g.config.Flight.Begin(cause.Request{
+		ID: x.id, Route: x.selection.Route.Name, Caller: x.caller, Token: x.token, Source: x.request.Source, Began: x.began,
+	})
+	defer x.entry.Done()
 	ctx, cancel := x.lifetime()
 	defer cancel()
 	x.ctx = ctx
@@ -58,17 +63,22 @@ func (x *exchange) forward() {
 
 // ended reports whether it was we who ended a stream.
 func ended(ctx context.Context) bool {
-	cause := context.Cause(ctx)
-	return cause == errExpired || cause == errDraining
+	why := context.Cause(ctx)
+	return why == errExpired || why == errDraining || cause.Why(ctx) != nil
 }
 
-// lifetime bounds a request, and with it every stream that it becomes, by the life of its token.
+// lifetime bounds a request, and with it every stream that it becomes, by the life of its token and by its standing.
 func (x *exchange) lifetime() (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(x.r.Context())
+	standing := x.entry.Standing()
+	stop := context.AfterFunc(standing, func() { end(context.Cause(standing)) })
+	cancel := func() { stop(); end(nil) }
 	if x.caller == nil {
-		return context.WithCancel(x.r.Context())
+		return ctx, cancel
 	}
 	left := x.caller.Expires.Sub(x.g.now()) + x.g.leeway
-	return context.WithTimeoutCause(x.r.Context(), max(left, x.g.leeway), errExpired)
+	ctx, expire := context.WithTimeoutCause(ctx, max(left, x.g.leeway), errExpired)
+	return ctx, func() { expire(); cancel() }
 }
 
 // rewrite makes the request that the service receives. ReverseProxy has dropped hop-by-hop headers.
@@ -86,6 +96,9 @@ func (x *exchange) rewrite(p *httputil.ProxyRequest) {
 	h["X-Forwarded-Host"] = []string{p.Out.Host}
 	h["X-Forwarded-Proto"] = []string{x.scheme()}
 	h["X-Request-Id"] = []string{x.id}
+	h["X-Sallyport-Capability"] = []string{x.entry.Capability}
+	h["Traceparent"] = []string{"00-" + x.entry.Trace + "-" + x.entry.Trace[:16] + "-01"}
+	delete(h, "Tracestate") // of the trace that ours takes the place of
 	delete(h, x.rules.AssertHeader)
 	if x.assertion != "" {
 		value := x.assertion

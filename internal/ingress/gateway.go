@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/wire"
 )
@@ -71,6 +72,7 @@ type exchange struct {
 	recorded  bool
 	assertion string
 
+	entry   *cause.Entry    // while it is being forwarded
 	ctx     context.Context // of the forwarded request: ends with its token
 	upload  upload
 	readErr error       // that ended the service's answer

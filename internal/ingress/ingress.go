@@ -58,6 +58,7 @@ import (
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/wire"
 )
@@ -70,6 +71,7 @@ type Config struct {
 	Limits         Limits
 	Rules          Rules
 	Audit          *audit.Log
+	Flight         *cause.Flight         // the requests in flight, for the gate behind to see; nil: nobody else looks
 	Metrics        prometheus.Registerer // nil: none
 	Logger         *slog.Logger          // nil: none
 	Realm          string                // for WWW-Authenticate; empty means "sallyport"
@@ -187,6 +189,9 @@ func New(c Config) (*Gateway, error) {
 	}
 	if g.now == nil {
 		g.now = time.Now
+	}
+	if g.config.Flight == nil {
+		g.config.Flight = cause.NewFlight()
 	}
 	if err := g.Swap(c.Rules); err != nil {
 		return nil, err
