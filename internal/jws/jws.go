@@ -11,7 +11,10 @@
 // signature checked, no claim judged. What it returns is what somebody wrote.
 package jws
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // MaxLength is the longest token that is looked at, in bytes.
 const MaxLength = 8 << 10
@@ -25,6 +28,7 @@ type Compact struct {
 	Type         string // header typ as written; empty when absent
 	KeyID        string // header kid; HasKeyID says whether it was there
 	HasKeyID     bool
+	Key          map[string]any // header jwk, read by ParseWithKey only: a key that the sender chose
 	Payload      map[string]any // string, bool, int64, float64, nil, []any, map[string]any
 	SigningInput []byte         // the first two segments and their dot
 	Signature    []byte
@@ -49,7 +53,7 @@ const (
 	CodeDepth       = "nesting_too_deep"    // over MaxDepth
 	CodeNumber      = "number_out_of_range" // a number that neither int64 nor a finite float64 holds
 	CodeCritical    = "crit_unsupported"    // a crit header member: no extension is understood (RFC 7515, section 4.1.11)
-	CodeHeader      = "header_unexpected"   // a header member other than alg, typ and kid
+	CodeHeader      = "header_unexpected"   // a header member other than those of the kind of token
 	CodeAlgorithm   = "alg_invalid"         // alg absent, not a name, or some spelling of none
 	CodeType        = "typ_invalid"         // typ is not a name
 	CodeKeyIDFormat = "kid_invalid"         // kid is not a printable string of 1 to 256 bytes
@@ -58,7 +62,20 @@ const (
 // Parse reads one token: exactly three segments of canonical base64url without
 // padding, header and payload one JSON object each without duplicate members.
 // The header holds alg, typ and kid only. Its error is an *Error.
-func Parse(token string) (Compact, error) {
+func Parse(token string) (Compact, error) { return parse(token, "alg", "typ", "kid") }
+
+// ParseWithKey is Parse for a proof by which somebody shows a key (RFC 9449,
+// section 4.2): the header holds alg, typ and jwk, and nothing else. It is
+// nobody's word but that of whoever holds the key.
+func ParseWithKey(token string) (Compact, error) {
+	c, err := parse(token, "alg", "typ", "jwk")
+	if err == nil && c.Key == nil {
+		return Compact{}, refuse(CodeHeader, "header has no jwk that is an object")
+	}
+	return c, err
+}
+
+func parse(token string, members ...string) (Compact, error) {
 	if len(token) > MaxLength {
 		return Compact{}, refuse(CodeTooLong, "longer than 8 KiB")
 	}
@@ -67,7 +84,7 @@ func Parse(token string) (Compact, error) {
 		return Compact{}, err
 	}
 	var c Compact
-	if err := c.readHeader(header); err != nil {
+	if err := c.readHeader(header, members); err != nil {
 		return Compact{}, err
 	}
 	claims, err := decode("payload", payload)
@@ -98,10 +115,10 @@ func split(token string) (header, payload, signature string, err error) {
 	return header, payload, signature, nil
 }
 
-// readHeader takes alg, typ and kid from a header that has no other member:
-// jwk, jku, x5c and x5u would let the token bring its own key, and a crit that
-// is ignored lets it change what the signature covers.
-func (c *Compact) readHeader(segment string) error {
+// readHeader takes the members of a header, which has no other: in a token jwk,
+// jku, x5c and x5u would let it bring its own key, and a crit that is ignored
+// lets it change what the signature covers.
+func (c *Compact) readHeader(segment string, members []string) error {
 	data, err := decode("header", segment)
 	if err != nil {
 		return err
@@ -114,8 +131,8 @@ func (c *Compact) readHeader(segment string) error {
 		return refuse(CodeCritical, "header has crit")
 	}
 	for name := range header {
-		if name != "alg" && name != "typ" && name != "kid" {
-			return refuse(CodeHeader, "header has a member other than alg, typ and kid")
+		if !slices.Contains(members, name) {
+			return refuse(CodeHeader, "header has a member other than "+strings.Join(members, ", "))
 		}
 	}
 	var ok bool
@@ -133,6 +150,7 @@ func (c *Compact) readHeader(segment string) error {
 		}
 		c.HasKeyID = true
 	}
+	c.Key, _ = header["jwk"].(map[string]any)
 	return nil
 }
 

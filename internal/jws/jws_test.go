@@ -275,3 +275,31 @@ func convert(t *testing.T, v any) any {
 	}
 	return v
 }
+
+// A proof names its key in the header and nothing but that beside alg and typ; a token must not.
+func TestParseWithKey(t *testing.T) {
+	for _, test := range []struct {
+		name, header string
+		token, proof bool
+	}{
+		{"token", `{"alg":"ES256","typ":"at+jwt","kid":"k"}`, true, false},
+		{"proof", `{"alg":"ES256","typ":"dpop+jwt","jwk":{"kty":"EC"}}`, false, true},
+		{"proof with kid", `{"alg":"ES256","typ":"dpop+jwt","jwk":{},"kid":"k"}`, false, false},
+		{"proof without jwk", `{"alg":"ES256","typ":"dpop+jwt"}`, true, false},
+		{"jwk a string", `{"alg":"ES256","typ":"dpop+jwt","jwk":"{}"}`, false, false},
+		{"jwk null", `{"alg":"ES256","typ":"dpop+jwt","jwk":null}`, false, false},
+		{"jwk twice", `{"alg":"ES256","jwk":{},"jwk":{}}`, false, false},
+		{"jwk with a member twice", `{"alg":"ES256","jwk":{"x":"a","x":"b"}}`, false, false},
+		{"crit", `{"alg":"ES256","jwk":{},"crit":["b64"]}`, false, false},
+		{"alg none", `{"alg":"none","jwk":{}}`, false, false},
+		{"x5c", `{"alg":"ES256","jwk":{},"x5c":[]}`, false, false},
+	} {
+		raw := token(test.header, `{}`)
+		if _, err := Parse(raw); (err == nil) != test.token {
+			t.Errorf("%s as a token: %v", test.name, err)
+		}
+		if c, err := ParseWithKey(raw); (err == nil) != test.proof || err == nil && c.Key == nil {
+			t.Errorf("%s as a proof: %v", test.name, err)
+		}
+	}
+}
