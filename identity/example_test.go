@@ -27,12 +27,12 @@ func ExampleRequire() {
 		caller, _ := identity.FromContext(r.Context())
 		fmt.Fprintf(w, "%s on %s, request %s", caller.Subject, caller.Route, caller.RequestID)
 	})
-	service := identity.Require(verifier, "Authorization")(orders)
+	service := identity.Require(verifier, "Txn-Token")(orders)
 
-	for _, authorization := range []string{"Bearer " + assertion, ""} {
+	for _, sent := range []string{assertion, ""} {
 		r := httptest.NewRequest("GET", "/orders/1", nil)
-		if authorization != "" {
-			r.Header.Set("Authorization", authorization)
+		if sent != "" {
+			r.Header.Set("Txn-Token", sent)
 		}
 		w := httptest.NewRecorder()
 		service.ServeHTTP(w, r)
@@ -60,7 +60,7 @@ func publishAndSign() (path, assertion string) {
 		log.Fatal(err)
 	}
 	signer := &identity.Signer{Issuer: "sallyport", Audience: "orders", Key: func() identity.Key { return key }}
-	caller := identity.Caller{Issuer: "https://auth.example.com", Subject: "alice", Expires: time.Now().Add(time.Hour)}
+	caller := identity.Caller{Issuer: "https://auth.example.com", Subject: "alice", TokenID: "at-1", Expires: time.Now().Add(time.Hour)}
 	if assertion, err = signer.Sign(caller, "read-order", "7Q2X"); err != nil {
 		log.Fatal(err)
 	}

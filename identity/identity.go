@@ -9,7 +9,7 @@
 //		log.Fatal(err)
 //	}
 //	verifier := &identity.Verifier{Issuer: "sallyport", Audience: "orders", Keys: keys}
-//	http.ListenAndServe("127.0.0.1:3000", identity.Require(verifier, "Authorization")(orders))
+//	http.ListenAndServe("127.0.0.1:3000", identity.Require(verifier, "Txn-Token")(orders))
 //
 // and in a handler:
 //
@@ -17,22 +17,41 @@
 //
 // # The assertion
 //
-// It is a JWS in compact form. Its header is exactly
+// It is a transaction token (draft-ietf-oauth-transaction-tokens-10) of a
+// closed form: a JWS in compact form whose header is exactly
 //
-//	{"alg":"EdDSA","kid":"<RFC 7638 thumbprint of the key>","typ":"sallyport-assertion+jwt"}
+//	{"alg":"EdDSA","kid":"<RFC 7638 thumbprint of the key>","typ":"txntoken+jwt"}
 //
-// and its claims are these and no others:
+// and whose claims are these and no others:
 //
-//	iss         string   the name of the sallyport that signed
-//	aud         string   the one service it is for
-//	sub         string   the token's subject; absent if it has none
-//	client_id   string   the token's client; absent if it has none
-//	scope       string   the token's scopes, one space between two; absent if there are none
-//	route       string   the name of the route that the request was allowed on
-//	jti         string   the id of the request, as in the audit log
-//	iat, exp    integer  seconds since 1970; exp is at most 60 s after iat
-//	caller_iss  string   the issuer of the token
-//	claims      object   those claims of the token that sallyport was told to pass on; absent if there are none
+//	iss       string   the name of the sallyport that signed
+//	aud       string   the trust domain
+//	sub       string   the token's subject; where it has none, its client
+//	txn       string   the transaction: the id that the first sallyport gave the request; the same on every hop
+//	jti       string   the id that this sallyport gave the request, as in its audit log
+//	scope     string   scopes, one space between two; absent if there are none
+//	req_wl    string   the services that the transaction came through, one comma between two, the signer's own last; 1 to 8
+//	rctx      object   what the first sallyport learnt from the token; the same on every hop:
+//	  iss        string   the token's issuer
+//	  jti        string   the token's id, or if it has none
+//	  digest     string   base64url of the SHA-256 of its signing input
+//	  client_id  string   the token's client; absent if it has none
+//	  sid        string   the token's session; absent if it has none
+//	  iat        integer  when it was issued; absent if it does not say
+//	tctx      object   what is asked for:
+//	  service    string   the one service that this is for
+//	  route      string   the name of the route that the request was allowed on
+//	  claims     object   those claims of the token that sallyport was told to pass on; absent if there are none
+//	iat, exp  integer  seconds since 1970; exp is at most 60 s after iat, and never after the end of what it rests on
+//
+// Where the draft leaves room, this leaves none, and it differs from it in
+// this: a claim that is not known is refused, not ignored; an assertion is for
+// the one service that tctx names and not for all of a trust domain; no
+// service passes one on as it was, but the gate behind it signs the next one,
+// for the next service and of no more scopes (Signer.Next); each gate is its
+// own token service; req_wl is the whole chain; scope may be absent; sub means
+// the same principal only together with rctx.iss; and it can be had in
+// Authorization too, for guards that look there.
 //
 // # Limits
 //
@@ -40,7 +59,9 @@
 // reads it can present it to the same service again. Keep the service on
 // loopback, and do not pass an assertion on. It says who calls and on which
 // route, not what the request held: method, path and body are not signed. What
-// a caller may do is for the service to judge from Scopes and Claims.
+// a caller may do is for the service to judge from Scopes and Claims. A gate
+// that signs for the next hop is believed for every caller that the next gate
+// lets it speak for.
 package identity
 
 import (
@@ -53,28 +74,32 @@ import (
 
 // The form of an assertion.
 const (
-	assertionType = "sallyport-assertion+jwt"
+	assertionType = "txntoken+jwt"
 	algorithm     = "EdDSA" // RFC 8037, with Ed25519
 	maxLifetime   = 60 * time.Second
 	leeway        = 5 * time.Second // how far the clocks of the two ends may differ
+	maxWorkloads  = 8               // in req_wl, so that a loop of services ends
+	maxWorkload   = 256             // bytes of one of them
 )
 
 // Caller is who a verified token proved: the answer to "who calls", never to
 // "may they". The zero value is nobody.
 type Caller struct {
 	Issuer   string         // the token's iss, byte for byte
-	Subject  string         // sub; may be empty for a client acting for itself
+	Subject  string         // sub; may be empty for a client acting for itself, and is the client then in an assertion
 	Client   string         // client_id, else azp
 	Scopes   []string       // elements of the scope claim, in its order
-	TokenID  string         // jti; empty when the token has none, and when the caller came from an assertion
-	Digest   string         // base64url of the SHA-256 of the token's signing input, which names it where it has no jti; empty when the caller came from an assertion
+	TokenID  string         // jti; empty when the token has none
+	Digest   string         // base64url of the SHA-256 of the token's signing input, which names it where it has no jti; from an assertion only there
 	KeyID    string         // kid of the key that verified it: the issuer's, or sallyport's for an assertion
-	IssuedAt time.Time      // zero when the token has no iat
-	Expires  time.Time      // never zero for a verified caller
-	Claims   map[string]any // every claim: string, bool, int64, float64, nil, []any, map[string]any; from an assertion those passed on
+	IssuedAt time.Time      // when the token was issued; zero when it has no iat
+	Expires  time.Time      // never zero for a verified caller; of an assertion, when that ends
+	Claims   map[string]any // every claim: string, bool, int64, float64, nil, []any, map[string]any; from an assertion those passed on, and sid
 
-	Route     string // the route that sallyport allowed the request on; empty when the caller came from a token
-	RequestID string // the request's id in sallyport's audit log; empty when the caller came from a token
+	Route       string   // the route that sallyport allowed the request on; empty when the caller came from a token
+	RequestID   string   // the request's id in sallyport's audit log; empty when the caller came from a token
+	Transaction string   // the id of the first request of the transaction; empty when the caller came from a token
+	Workloads   []string // the services that the transaction came through, the one whose gate signed last; none when the caller came from a token
 }
 
 type contextKey struct{}
@@ -112,7 +137,7 @@ func Thumbprint(public ed25519.PublicKey) string {
 // alg_invalid, typ_invalid, kid_invalid) Code is one of
 //
 //	alg_not_allowed      alg is not EdDSA
-//	typ_not_allowed      typ is not sallyport-assertion+jwt
+//	typ_not_allowed      typ is not txntoken+jwt
 //	kid_missing          no kid
 //	kid_unknown          no such published key
 //	signature_invalid
@@ -120,12 +145,13 @@ func Thumbprint(public ed25519.PublicKey) string {
 //	claim_invalid        a claim of the wrong type or form
 //	claim_unexpected     a claim that no assertion has
 //	issuer_mismatch      another sallyport's
-//	audience_mismatch    for another service
+//	audience_mismatch    of another trust domain
+//	service_mismatch     for another service
 //	expired
 //	not_yet_valid        issued in the future
 //	lifetime_too_long    over 60 s
 //	missing_assertion    the header is not there (Require)
-//	malformed_header     its value is not "Bearer <assertion>" (Require)
+//	malformed_header     Authorization is not "Bearer <assertion>" (Require)
 //	multiple_assertions  the header is there more than once (Require)
 //	not_configured       the verifier has no issuer, audience or keys
 type Error struct {

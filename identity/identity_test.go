@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,17 +43,18 @@ func lookup(keys ...identity.Key) func(string) (ed25519.PublicKey, bool) {
 
 func newPair(keys ...identity.Key) (*identity.Signer, *identity.Verifier) {
 	now := func() time.Time { return testNow }
-	return &identity.Signer{Issuer: "sallyport", Audience: "orders", Now: now, Key: func() identity.Key { return keys[0] }},
-		&identity.Verifier{Issuer: "sallyport", Audience: "orders", Now: now, Keys: lookup(keys...)}
+	return &identity.Signer{Issuer: "sallyport", Audience: "orders", TrustDomain: "shop.example", Now: now, Key: func() identity.Key { return keys[0] }},
+		&identity.Verifier{Issuer: "sallyport", Audience: "orders", TrustDomain: "shop.example", Now: now, Keys: lookup(keys...)}
 }
 
 func alice() identity.Caller {
 	return identity.Caller{
 		Issuer: "https://auth.example.com", Subject: "alice", Client: "shop", Scopes: []string{"orders:read", "orders:write"},
-		TokenID: "t-1", KeyID: "issuer-key", IssuedAt: testNow.Add(-time.Minute), Expires: testNow.Add(time.Hour),
+		TokenID: "t-1", KeyID: "issuer-key", IssuedAt: time.Unix(testNow.Unix()-60, 0), Expires: testNow.Add(time.Hour),
 		Claims: map[string]any{
 			"tenant": "acme", "roles": []any{"admin", "ops"}, "level": int64(3), "weight": 1.5, "vip": true, "none": nil,
 			"org":    map[string]any{"id": int64(math.MaxInt64)},
+			"sid":    "s-1",
 			"hidden": "not passed on",
 		},
 	}
@@ -71,9 +73,9 @@ func TestSignedCallerIsTheVerifiedCaller(t *testing.T) {
 	}
 	want := alice()
 	delete(want.Claims, "hidden")
-	want.TokenID, want.KeyID = "", testKey("one").ID
-	want.IssuedAt, want.Expires = time.Unix(testNow.Unix(), 0), time.Unix(testNow.Unix()+60, 0)
-	want.Route, want.RequestID = "read-order", "req-1"
+	want.KeyID = testKey("one").ID
+	want.Expires = time.Unix(testNow.Unix()+60, 0)
+	want.Route, want.RequestID, want.Transaction, want.Workloads = "read-order", "req-1", "req-1", []string{"orders"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -92,11 +94,12 @@ func TestAssertionBytes(t *testing.T) {
 	parts := strings.Split(assertion, ".")
 	header, _ := base64.RawURLEncoding.DecodeString(parts[0])
 	payload, _ := base64.RawURLEncoding.DecodeString(parts[1])
-	if want := `{"alg":"EdDSA","kid":"` + testKey("one").ID + `","typ":"sallyport-assertion+jwt"}`; string(header) != want {
+	if want := `{"alg":"EdDSA","kid":"` + testKey("one").ID + `","typ":"txntoken+jwt"}`; string(header) != want {
 		t.Errorf("header %s, want %s", header, want)
 	}
-	want := `{"iss":"sallyport","aud":"orders","sub":"a\"\u003cé\u2028","client_id":"shop","scope":"orders:read orders:write",` +
-		`"route":"read-order","jti":"req-1","iat":1803902400,"exp":1803902460,"caller_iss":"https://auth.example.com","claims":{"tenant":"acme"}}`
+	want := `{"iss":"sallyport","aud":"shop.example","sub":"a\"\u003cé\u2028","txn":"req-1","jti":"req-1","scope":"orders:read orders:write","req_wl":"orders",` +
+		`"rctx":{"iss":"https://auth.example.com","jti":"t-1","client_id":"shop","sid":"s-1","iat":1803902340},` +
+		`"tctx":{"service":"orders","route":"read-order","claims":{"tenant":"acme"}},"iat":1803902400,"exp":1803902460}`
 	if string(payload) != want {
 		t.Errorf("payload %s\nwant    %s", payload, want)
 	}
@@ -117,12 +120,14 @@ func TestAssertionEndsWithTheToken(t *testing.T) {
 	for _, test := range []struct {
 		name            string
 		lifetime, token time.Duration
-		want            int64
+		want            int64 // seconds from now to its end
 	}{
 		{"default", 0, time.Hour, 60},
 		{"configured", 20 * time.Second, time.Hour, 20},
 		{"token ends first", 0, 7 * time.Second, 7},
-		{"token within its leeway", 0, -3 * time.Second, 1},
+		{"token ends now", 0, 0, 0},
+		{"token within the leeway", 0, -3 * time.Second, -3},
+		{"token at the end of the leeway", 0, -4 * time.Second, -4},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, v := newPair(testKey("one"))
@@ -138,7 +143,7 @@ func TestAssertionEndsWithTheToken(t *testing.T) {
 				t.Fatal(err)
 			}
 			if d := got.Expires.Unix() - testNow.Unix(); d != test.want {
-				t.Errorf("lives %d s, want %d", d, test.want)
+				t.Errorf("ends in %d s, want %d", d, test.want)
 			}
 		})
 	}
@@ -159,6 +164,15 @@ func TestSignRefuses(t *testing.T) {
 	}{
 		{"nobody", func(_ *identity.Signer, c *identity.Caller) { *c = identity.Caller{} }, "no expiry"},
 		{"no issuer", func(_ *identity.Signer, c *identity.Caller) { c.Issuer = "" }, "no issuer"},
+		{"no name", func(_ *identity.Signer, c *identity.Caller) { c.Subject, c.Client = "", "" }, "no subject and no client"},
+		{"no id of the token", func(_ *identity.Signer, c *identity.Caller) { c.TokenID = "" }, "no id and no digest"},
+		{"token ended", func(_ *identity.Signer, c *identity.Caller) { c.Expires = testNow.Add(-5 * time.Second) }, "has ended"},
+		{"issued before 1970", func(_ *identity.Signer, c *identity.Caller) { c.IssuedAt = time.Unix(-1, 0) }, "before 1970"},
+		{"service that reads as two", func(s *identity.Signer, _ *identity.Caller) { s.Audience = "orders,admin" }, "our own service"},
+		{"workload that reads as two", func(_ *identity.Signer, c *identity.Caller) { c.Workloads = []string{"a,b"} }, "came through"},
+		{"workload without a name", func(_ *identity.Signer, c *identity.Caller) { c.Workloads = []string{""} }, "came through"},
+		{"eight workloads before", func(_ *identity.Signer, c *identity.Caller) { c.Workloads = strings.Split("a,b,c,d,e,f,g,h", ",") }, "8 services"},
+		{"control character in the subject", func(_ *identity.Signer, c *identity.Caller) { c.Subject = "a\nb" }, "control"},
 		{"zero signer", func(s *identity.Signer, _ *identity.Caller) { s.Issuer, s.Audience, s.Key = "", "", nil }, "no issuer, audience or key"},
 		{"zero key", func(s *identity.Signer, _ *identity.Caller) { s.Key = func() identity.Key { return identity.Key{} } }, "no signing key"},
 		{"misnamed key", func(s *identity.Signer, _ *identity.Caller) {
@@ -170,7 +184,7 @@ func TestSignRefuses(t *testing.T) {
 		{"empty scope", func(_ *identity.Signer, c *identity.Caller) { c.Scopes = []string{""} }, "scope"},
 		{"subject not UTF-8", func(_ *identity.Signer, c *identity.Caller) { c.Subject = "a\xff" }, "UTF-8"},
 		{"claim nested too deeply", func(s *identity.Signer, c *identity.Caller) {
-			s.Claims, c.Claims = []string{"deep"}, map[string]any{"deep": deep(7)}
+			s.Claims, c.Claims = []string{"deep"}, map[string]any{"deep": deep(6)}
 		}, "nested"},
 		{"too long", func(s *identity.Signer, c *identity.Caller) {
 			s.Claims, c.Claims = []string{"long"}, map[string]any{"long": strings.Repeat("x", 7000)}
@@ -193,7 +207,7 @@ func TestSignRefuses(t *testing.T) {
 	t.Run("deepest that is passed on", func(t *testing.T) {
 		s, v := newPair(testKey("one"))
 		c := alice()
-		s.Claims, c.Claims = []string{"deep"}, map[string]any{"deep": deep(6)}
+		s.Claims, c.Claims = []string{"deep"}, map[string]any{"deep": deep(5)}
 		assertion, err := s.Sign(c, "r", "1")
 		if err != nil {
 			t.Fatal(err)
@@ -251,7 +265,7 @@ func TestSignerFollowsTheKey(t *testing.T) {
 	_, v := newPair(one, two)
 	var n int
 	var mu sync.Mutex
-	s := &identity.Signer{Issuer: "sallyport", Audience: "orders", Now: v.Now, Key: func() identity.Key {
+	s := &identity.Signer{Issuer: "sallyport", Audience: "orders", TrustDomain: "shop.example", Now: v.Now, Key: func() identity.Key {
 		mu.Lock()
 		defer mu.Unlock()
 		if n++; n%2 == 0 {
@@ -290,18 +304,21 @@ func TestRequire(t *testing.T) {
 		status       int
 		code, auth   string
 	}{
-		{name: "good", send: map[string][]string{"Authorization": {"Bearer " + good}}, status: 200},
+		{name: "good", send: map[string][]string{"Txn-Token": {good}}, status: 200},
+		{name: "good in Authorization", header: "authorization", send: map[string][]string{"Authorization": {"Bearer " + good}}, status: 200},
+		{name: "good in Authorization, beside the same in Txn-Token", header: "Authorization", send: map[string][]string{"Authorization": {"Bearer " + good}, "Txn-Token": {good}}, status: 200},
+		{name: "Authorization when Txn-Token is asked for", send: map[string][]string{"Authorization": {"Bearer " + good}}, status: 401, code: "missing_assertion", auth: "Bearer"},
 		{name: "good in a header of its own", header: "x-sallyport-assertion", send: map[string][]string{own: {good}}, status: 200},
 		{name: "own header beside another Authorization", header: own, send: map[string][]string{own: {good}, "Authorization": {"Basic eDp5"}}, status: 200},
 		{name: "none", status: 401, code: "missing_assertion", auth: "Bearer"},
 		{name: "in the wrong header", header: own, send: map[string][]string{"Authorization": {"Bearer " + good}}, status: 401, code: "missing_assertion", auth: "Bearer"},
-		{name: "doubled", send: map[string][]string{"Authorization": {"Bearer " + good, "Bearer " + good}}, status: 401, code: "multiple_assertions"},
+		{name: "doubled", header: "Authorization", send: map[string][]string{"Authorization": {"Bearer " + good, "Bearer " + good}}, status: 401, code: "multiple_assertions"},
 		{name: "doubled own", header: own, send: map[string][]string{own: {good, good}}, status: 401, code: "multiple_assertions"},
 		{name: "joined by a comma", header: own, send: map[string][]string{own: {good + ", " + good}}, status: 401, code: "token_not_compact"},
-		{name: "no scheme", send: map[string][]string{"Authorization": {good}}, status: 401, code: "malformed_header"},
-		{name: "another scheme", send: map[string][]string{"Authorization": {"DPoP " + good}}, status: 401, code: "malformed_header"},
-		{name: "two spaces", send: map[string][]string{"Authorization": {"Bearer  " + good}}, status: 401, code: "token_base64"},
-		{name: "empty", send: map[string][]string{"Authorization": {"Bearer "}}, status: 401, code: "malformed_header"},
+		{name: "no scheme", header: "Authorization", send: map[string][]string{"Authorization": {good}}, status: 401, code: "malformed_header"},
+		{name: "another scheme", header: "Authorization", send: map[string][]string{"Authorization": {"DPoP " + good}}, status: 401, code: "malformed_header"},
+		{name: "two spaces", header: "Authorization", send: map[string][]string{"Authorization": {"Bearer  " + good}}, status: 401, code: "token_base64"},
+		{name: "empty", header: "Authorization", send: map[string][]string{"Authorization": {"Bearer "}}, status: 401, code: "malformed_header"},
 		{name: "scheme in a header of its own", header: own, send: map[string][]string{own: {"Bearer " + good}}, status: 401, code: "token_base64"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -354,7 +371,7 @@ func TestRequire(t *testing.T) {
 	t.Run("zero verifier", func(t *testing.T) {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest("GET", "/", nil)
-		r.Header.Set("Authorization", "Bearer "+good)
+		r.Header.Set("Txn-Token", good)
 		identity.Require(&identity.Verifier{}, "")(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("next ran") })).ServeHTTP(w, r)
 		if w.Code != 500 {
 			t.Errorf("status %d, want 500", w.Code)
@@ -364,13 +381,20 @@ func TestRequire(t *testing.T) {
 
 // Whatever a token may hold, the service reads what the signer was given, or the signer refuses.
 func FuzzSignVerify(f *testing.F) {
-	f.Add("https://auth.example.com", "alice", "shop", "a b", "read-order", "req-1", "tenant", "acme")
-	f.Add("\u2028<&>", "\x7f\"\\", "\x00", "", "é", "\U0001f512", "", "\xff")
-	f.Fuzz(func(t *testing.T, issuer, subject, client, scope, route, id, name, value string) {
+	f.Add("https://auth.example.com", "alice", "shop", "a b", "read-order", "req-1", "tenant", "acme", "t-1", "", "")
+	f.Add("\u2028<&>", "\x7f\"\\", "\x00", "", "é", "\U0001f512", "", "\xff", "", "x", "gateway,orders")
+	f.Add("i", "", "batch", "a", "r", "1", "sid", "s-1", "", "digest", "a,b,c,d,e,f,g")
+	f.Fuzz(func(t *testing.T, issuer, subject, client, scope, route, id, name, value, tokenID, digest, workloads string) {
 		s, v := newPair(testKey("one"))
-		c := identity.Caller{Issuer: issuer, Subject: subject, Client: client, Expires: testNow.Add(time.Hour), Claims: map[string]any{name: value}}
+		c := identity.Caller{
+			Issuer: issuer, Subject: subject, Client: client, Expires: testNow.Add(time.Hour), Claims: map[string]any{name: value},
+			TokenID: tokenID, Digest: digest,
+		}
 		if scope != "" {
 			c.Scopes = strings.Split(scope, " ")
+		}
+		if workloads != "" {
+			c.Workloads, c.Transaction = strings.Split(workloads, ","), digest
 		}
 		s.Claims = []string{name}
 		assertion, err := s.Sign(c, route, id)
@@ -384,9 +408,20 @@ func FuzzSignVerify(f *testing.F) {
 			}
 			t.Fatal(err)
 		}
-		if got.Issuer != issuer || got.Subject != subject || got.Client != client || !reflect.DeepEqual(got.Scopes, c.Scopes) ||
-			got.Route != route || got.RequestID != id || !reflect.DeepEqual(got.Claims, c.Claims) {
-			t.Errorf("got %+v, signed %+v for %q, %q", got, c, route, id)
+		want := c
+		if want.Subject == "" {
+			want.Subject = client
+		}
+		if want.TokenID != "" {
+			want.Digest = ""
+		}
+		if want.Transaction == "" {
+			want.Transaction = id
+		}
+		want.Workloads = append(slices.Clone(c.Workloads), "orders")
+		want.Expires, want.KeyID, want.Route, want.RequestID = time.Unix(testNow.Unix()+60, 0), testKey("one").ID, route, id
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, signed %+v", got, want)
 		}
 	})
 }

@@ -9,8 +9,8 @@ import (
 
 // Require is middleware: next runs only with a verified assertion in the
 // header, and finds the caller in the request's context (FromContext). An
-// empty header means Authorization, where the value is "Bearer <assertion>";
-// in another header it is the assertion alone.
+// empty header means Txn-Token. In Authorization the value is "Bearer
+// <assertion>", in any other header the assertion alone.
 //
 // A request without one verified assertion is answered 401 with
 // WWW-Authenticate (RFC 6750, section 3) and a problem body (RFC 9457) whose
@@ -18,7 +18,7 @@ import (
 // keys every request is answered 500.
 func Require(v *Verifier, header string) func(next http.Handler) http.Handler {
 	if header == "" {
-		header = "Authorization"
+		header = "Txn-Token"
 	}
 	header = http.CanonicalHeaderKey(header)
 	return func(next http.Handler) http.Handler {

@@ -4,26 +4,25 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/sallyport/sallyport/internal/jws"
 )
 
-// Signer makes assertions: EdDSA, typ "sallyport-assertion+jwt". It is safe for
+// Signer makes assertions: EdDSA, typ "txntoken+jwt". It is safe for
 // concurrent use and must not be copied after the first use.
 type Signer struct {
-	Issuer   string           // our configured name; required
-	Audience string           // the service; required
-	Lifetime time.Duration    // whole seconds, at most 60 s; zero means 60 s
-	Claims   []string         // names of the token's claims that are passed on, under "claims"
-	Key      func() Key       // the key that signs now; asked for each assertion; required
-	Now      func() time.Time // nil means time.Now
+	Issuer      string           // our configured name; required
+	Audience    string           // the service that we stand in front of, and its name in req_wl; printable ASCII without space, comma, quote and backslash; required
+	TrustDomain string           // aud; empty means Audience
+	Lifetime    time.Duration    // whole seconds, at most 60 s; zero means 60 s
+	Claims      []string         // names of the token's claims that are passed on, in tctx
+	Key         func() Key       // the key that signs now; asked for each assertion; required
+	Now         func() time.Time // nil means time.Now
 
 	last atomic.Pointer[keyHeader]
 }
@@ -34,19 +33,80 @@ type keyHeader struct {
 	encoded []byte // base64url of the header, and the dot
 }
 
-// Sign states that c calls the named route with the request id. The assertion
-// ends with the token it rests on: its exp is the earlier of iat+Lifetime and
-// c.Expires, but at least a second after iat, since a token within its leeway
-// has been accepted.
+// Sign states to our service that c calls the named route with the request id.
 //
-// It fails for a caller that nothing proved (no issuer, no expiry), for a scope
-// that would read as two, and for claims that a Verifier would refuse.
+// The statement never outlives what it rests on: its exp is the earlier of
+// iat+Lifetime and c.Expires. If that has passed, by less than the 5 s that a
+// Verifier allows the clocks, iat is put back so that it lies before exp.
+//
+// A caller that came by a hop keeps its transaction, and our service is added
+// to its workloads; otherwise the request begins the transaction and gives it
+// its id.
+//
+// It fails for a caller that nothing proved (no issuer, no expiry), that
+// nothing names (no subject and no client) or whose token nothing identifies
+// (no id and no digest); for one whose token has ended; for a chain of more
+// than 8 workloads; for a scope that would read as two; and for whatever else a
+// Verifier would refuse.
 func (s *Signer) Sign(c Caller, route, requestID string) (string, error) {
+	return s.sign(c, destination{service: s.Audience, scopes: c.Scopes, claims: s.Claims}, route, requestID)
+}
+
+// Next states the same to another service, which our service calls for c: it
+// is what a gate sends on with a request that c's caused, and what the gate in
+// front of that service believes if it lists our issuer among its hops. c is
+// the caller as the gate in front of our service has it, route and requestID
+// are those that it was let in with.
+//
+// Transaction, subject and requester stay, our own service is the last of the
+// workloads, and nothing becomes wider: of the scopes pass those that c has and
+// that are listed, so none without a list; of the claims those that our own
+// service receives, but for scope and scp, which would say what did not pass; exp is never after c.Expires. The two gates must be of one
+// trust domain, so it fails without TrustDomain, and for our own service.
+func (s *Signer) Next(c Caller, service string, scopes []string, route, requestID string) (string, error) {
+	if s.TrustDomain == "" {
+		return "", errors.New("sign for the next hop: the signer has no trust domain")
+	}
+	if service == s.Audience {
+		return "", errors.New("sign for the next hop: it is our own service")
+	}
+	return s.sign(c, destination{service: service, scopes: narrow(c.Scopes, scopes), claims: unscoped(s.Claims)}, route, requestID)
+}
+
+// narrow returns those of scopes that are listed, in their order.
+func narrow(scopes, listed []string) []string {
+	var kept []string
+	for _, s := range scopes {
+		if slices.Contains(listed, s) {
+			kept = append(kept, s)
+		}
+	}
+	return kept
+}
+
+// unscoped returns the names of claims but for those by which issuers say scopes.
+func unscoped(claims []string) []string {
+	var kept []string
+	for _, name := range claims {
+		if name != "scope" && name != "scp" {
+			kept = append(kept, name)
+		}
+	}
+	return kept
+}
+
+// destination is whom a statement is for, the scopes that it states, and the names of the claims that it passes on.
+type destination struct {
+	service        string
+	scopes, claims []string
+}
+
+func (s *Signer) sign(c Caller, to destination, route, requestID string) (string, error) {
 	h, err := s.header()
 	if err != nil {
 		return "", err
 	}
-	payload, err := s.appendPayload(make([]byte, 0, 768), c, route, requestID)
+	payload, err := s.appendPayload(make([]byte, 0, 1024), c, to, route, requestID)
 	if err != nil {
 		return "", fmt.Errorf("sign an assertion: %w", err)
 	}
@@ -84,31 +144,45 @@ func (s *Signer) header() (*keyHeader, error) {
 	return h, nil
 }
 
-func (s *Signer) appendPayload(b []byte, c Caller, route, requestID string) ([]byte, error) {
+func (s *Signer) appendPayload(b []byte, c Caller, to destination, route, requestID string) ([]byte, error) {
 	issued, expires, err := s.times(c)
 	switch {
 	case err != nil:
 		return nil, err
 	case c.Issuer == "":
 		return nil, errors.New("nothing proved who calls: the caller has no issuer")
+	case c.Subject == "" && c.Client == "":
+		return nil, errors.New("nothing names who calls: the caller has no subject and no client")
+	case c.TokenID == "" && c.Digest == "":
+		return nil, errors.New("nothing identifies the caller's token: it has no id and no digest")
 	case route == "" || requestID == "":
 		return nil, errors.New("the route's name or the request's id is missing")
 	}
 	e := encoder{b: append(b, '{')}
 	e.text("iss", s.Issuer)
-	e.text("aud", s.Audience)
-	e.text("sub", c.Subject)
-	e.text("client_id", c.Client)
-	e.scope(c.Scopes)
-	e.text("route", route)
+	e.text("aud", first(s.TrustDomain, s.Audience))
+	e.text("sub", first(c.Subject, c.Client))
+	e.text("txn", first(c.Transaction, requestID))
 	e.text("jti", requestID)
-	e.name("iat")
-	e.b = strconv.AppendInt(e.b, issued, 10)
-	e.name("exp")
-	e.b = strconv.AppendInt(e.b, expires, 10)
-	e.text("caller_iss", c.Issuer)
-	e.claims(s.Claims, c.Claims)
+	e.scope(to.scopes)
+	e.workloads(c.Workloads, s.Audience)
+	e.requester(c)
+	e.name("tctx")
+	e.b = append(e.b, '{')
+	e.workload("service", to.service)
+	e.text("route", route)
+	e.claims(to.claims, c.Claims)
+	e.b = append(e.b, '}')
+	e.number("iat", issued)
+	e.number("exp", expires)
 	return append(e.b, '}'), e.err
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
 }
 
 // times returns iat and exp.
@@ -128,148 +202,9 @@ func (s *Signer) times(c Caller) (issued, expires int64, err error) {
 		now = s.Now
 	}
 	issued = now().Unix()
-	expires = issued + int64(lifetime/time.Second)
-	return issued, max(issued+1, min(expires, c.Expires.Unix())), nil
-}
-
-// encoder appends the members of one JSON object. The first error stays.
-type encoder struct {
-	b   []byte
-	err error
-}
-
-func (e *encoder) fail(err error) {
-	if e.err == nil {
-		e.err = err
+	expires = min(issued+int64(lifetime/time.Second), c.Expires.Unix())
+	if expires <= issued-int64(leeway/time.Second) {
+		return 0, 0, errors.New("the caller's token has ended")
 	}
-}
-
-// name appends the comma, where one is needed, and a name that needs no escape.
-func (e *encoder) name(name string) {
-	if e.b[len(e.b)-1] != '{' {
-		e.b = append(e.b, ',')
-	}
-	e.b = append(e.b, '"')
-	e.b = append(e.b, name...)
-	e.b = append(e.b, `":`...)
-}
-
-// text appends a member unless its value is empty.
-func (e *encoder) text(name, value string) {
-	if value != "" {
-		e.name(name)
-		e.quote(value)
-	}
-}
-
-// quote appends a string. Two strings that differ stay different: what
-// encoding/json would replace is refused.
-func (e *encoder) quote(s string) {
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
-			if !utf8.ValidString(s) {
-				e.fail(errors.New("a string is not UTF-8"))
-				return
-			}
-			e.value(s)
-			return
-		}
-	}
-	e.b = append(e.b, '"')
-	e.b = append(e.b, s...)
-	e.b = append(e.b, '"')
-}
-
-func (e *encoder) value(v any) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		e.fail(err)
-		return
-	}
-	e.b = append(e.b, data...)
-}
-
-func (e *encoder) scope(scopes []string) {
-	if len(scopes) == 0 {
-		return
-	}
-	e.name("scope")
-	e.b = append(e.b, '"')
-	for i, s := range scopes {
-		// before it is joined, because a scope with a space in it (from an
-		// array in the token) would become two that nobody granted
-		if !isScope(s) {
-			e.fail(errors.New("a scope is empty or has a character that no scope has (RFC 6749, section 3.3)"))
-		}
-		if i > 0 {
-			e.b = append(e.b, ' ')
-		}
-		e.b = append(e.b, s...)
-	}
-	e.b = append(e.b, '"')
-}
-
-// isScope says whether s is a scope-token (RFC 6749, section 3.3). None of its
-// characters needs an escape in JSON.
-func isScope(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < 0x21 || c > 0x7e || c == '"' || c == '\\' {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// claims appends those of the listed claims that the token has.
-func (e *encoder) claims(listed []string, claims map[string]any) {
-	open := false
-	for _, name := range listed {
-		value, ok := claims[name]
-		if !ok {
-			continue
-		}
-		if !open {
-			e.name("claims")
-			e.b = append(e.b, '{')
-			open = true
-		} else {
-			e.b = append(e.b, ',')
-		}
-		e.quote(name)
-		e.b = append(e.b, ':')
-		switch v := value.(type) {
-		case string:
-			e.quote(v)
-		case int64:
-			e.b = strconv.AppendInt(e.b, v, 10)
-		default:
-			// claims lies inside the payload, so what nests to the limit in a token is one level too deep here
-			if depth(v) > jws.MaxDepth-2 {
-				e.fail(fmt.Errorf("the claim %q is nested too deeply to be passed on", name))
-				return
-			}
-			e.value(v)
-		}
-	}
-	if open {
-		e.b = append(e.b, '}')
-	}
-}
-
-// depth is how many objects and arrays lie inside one another.
-func depth(v any) int {
-	deepest := 0
-	switch v := v.(type) {
-	case map[string]any:
-		for _, e := range v {
-			deepest = max(deepest, depth(e))
-		}
-	case []any:
-		for _, e := range v {
-			deepest = max(deepest, depth(e))
-		}
-	default:
-		return 0
-	}
-	return deepest + 1
+	return min(issued, expires-1), expires, nil
 }

@@ -8,8 +8,9 @@
 // read it before it meets it; only a key that is alone signs at once. When the
 // newest is RotateEvery old, Maintain makes the next one. A key that has a
 // successor stays published until Overlap after the successor was made; then
-// Maintain deletes its file. A key whose file somebody else deletes is withdrawn
-// at the next Maintain: what to do when one has leaked.
+// Maintain deletes its file. Rotate makes the next one before it is due. Withdraw
+// ends a key at once, which is what to do when one has leaked; a key whose file
+// somebody else deletes is withdrawn at the next Maintain.
 //
 // Several processes may share a folder: whoever writes holds a flock on it, and
 // files appear whole or not at all.
@@ -21,6 +22,8 @@ package keys
 
 import (
 	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -74,7 +77,20 @@ type Info struct {
 	Created   time.Time `json:"created"`
 	Signing   bool      `json:"signing"`
 	Activates time.Time `json:"activates,omitzero"` // when it begins to sign; zero once it may
+	Rotates   time.Time `json:"rotates,omitzero"`   // when its successor is due; of the newest key alone
 	Retires   time.Time `json:"retires,omitzero"`   // when it leaves the published set
+}
+
+// Use is what the key is for: "next" (published, and does not sign yet),
+// "signing", or "verifying" (what it has signed).
+func (i Info) Use() string {
+	switch {
+	case i.Signing:
+		return "signing"
+	case i.Retires.IsZero():
+		return "next"
+	}
+	return "verifying"
 }
 
 // Open reads the folder. It fails if there is no key (ErrNoKey), if a file is
@@ -160,11 +176,7 @@ func Generate(c Config, now time.Time) (Info, error) {
 	if err := r.use(s); err != nil {
 		return Info{}, err
 	}
-	i := slices.IndexFunc(s.infos, func(i Info) bool { return i.ID == k.id })
-	if i < 0 { // made with a clock so far behind that it was superseded and has retired
-		return Info{}, fmt.Errorf("made the key %s, which has retired already: is the clock right?", k.id)
-	}
-	return s.infos[i], nil
+	return s.info(k.id)
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -209,6 +221,12 @@ func (r *Ring) Signing() identity.Key {
 	return identity.Key{ID: s.signing.id, Private: s.signing.private}
 }
 
+// Derive returns a secret of 32 bytes for a purpose, which all who share the folder have, and which tells nothing of the key
+// that it comes from. It changes with the key that signs.
+func (r *Ring) Derive(purpose string) ([]byte, error) {
+	return hkdf.Key(sha256.New, r.current.Load().signing.private.Seed(), nil, "sallyport "+purpose, 32)
+}
+
 // List describes the keys, newest first.
 func (r *Ring) List() []Info { return slices.Clone(r.current.Load().infos) }
 
@@ -229,7 +247,9 @@ func (r *Ring) newSnapshot(keys []key, now time.Time) *snapshot {
 	var infos []Info
 	for i, k := range keys {
 		info := Info{ID: k.id, Created: k.created}
-		if i > 0 {
+		if i == 0 {
+			info.Rotates = k.created.Add(r.config.RotateEvery)
+		} else {
 			info.Retires = keys[i-1].created.Add(r.config.Overlap)
 			if !now.Before(info.Retires) {
 				continue

@@ -98,7 +98,7 @@ func TestSignedIsVerifiedWithPublished(t *testing.T) {
 	}
 	s := &identity.Signer{Issuer: "sallyport", Audience: "orders", Key: r.Signing}
 	v := &identity.Verifier{Issuer: "sallyport", Audience: "orders", Keys: lookup}
-	assertion, err := s.Sign(identity.Caller{Issuer: "i", Expires: time.Now().Add(time.Hour)}, "route", "1")
+	assertion, err := s.Sign(identity.Caller{Issuer: "i", Subject: "s", TokenID: "t", Expires: time.Now().Add(time.Hour)}, "route", "1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -471,5 +471,35 @@ func TestKeyBelongsToTheFoldersOwner(t *testing.T) {
 	}
 	if owner := st.Sys().(*syscall.Stat_t); owner.Uid != 65532 || owner.Gid != 65533 || st.Mode().Perm() != 0o600 {
 		t.Errorf("owner %d:%d, mode %v", owner.Uid, owner.Gid, st.Mode())
+	}
+}
+
+// What is derived is the same for all who share the folder, another for another purpose, and another when another key signs.
+func TestDerive(t *testing.T) {
+	c := Config{Path: filepath.Join(t.TempDir(), "keys")}
+	if _, err := Generate(c, time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	derive := func(purpose string) string {
+		t.Helper()
+		r, err := Open(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret, err := r.Derive(purpose)
+		if err != nil || len(secret) != 32 || strings.Contains(string(r.Signing().Private), string(secret)) {
+			t.Fatalf("%d bytes, %v", len(secret), err)
+		}
+		return string(secret)
+	}
+	one := derive("a")
+	if derive("a") != one || derive("b") == one {
+		t.Error("a purpose has one secret, of its own")
+	}
+	if _, err := Generate(c, time.Now().Add(-2*activation)); err != nil {
+		t.Fatal(err)
+	}
+	if derive("a") == one {
+		t.Error("the secret outlives its key")
 	}
 }
