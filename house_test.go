@@ -196,10 +196,14 @@ func TestNoHiddenActs(t *testing.T) {
 	}
 }
 
-// TestPublicNames holds the budget of exported names in a public package: ten, and one more for bearer.
+// TestPublicNames holds the budget of exported names in a public package.
 func TestPublicNames(t *testing.T) {
 	packages := load(t)
-	for _, dir := range []string{"identity", "bearer", "safedial"} {
+	for dir, budget := range map[string]int{
+		"identity": 10,
+		"bearer":   15, // it follows the keys of issuers and of gates (2 more), and has another side, which attaches a token: Transport and Recipient
+		"safedial": 11,
+	} {
 		var names []string
 		for _, f := range packages[dir].files {
 			for _, d := range f.Decls {
@@ -230,7 +234,6 @@ func TestPublicNames(t *testing.T) {
 				}
 			}
 		}
-		const budget = 11
 		if len(names) > budget {
 			t.Errorf("%s exports %d names (%s), the budget is %d: is one of them for us alone?", dir, len(names), strings.Join(names, ", "), budget)
 		}

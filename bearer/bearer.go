@@ -36,17 +36,37 @@
 // the last keys serve for an hour more; with Options.Keep also those of the process
 // before this one, for what is left of that hour.
 //
+// # Attaching a token
+//
+// A program that calls another service with a token hands it on only where the token is for that service: a Transport
+// verifies it as the recipient would, or asks the recipient's authorization server, before each request.
+//
+//	billing, err := bearer.NewVerifier([]bearer.Issuer{{ // as billing itself has it
+//		Issuer:   "https://auth.example.com",
+//		Audience: []string{"https://billing.example.com"},
+//		Keys:     bearer.Keys{Discovery: true},
+//	}}, bearer.Options{})
+//	if err != nil {
+//		return err
+//	}
+//	client := &http.Client{Transport: &bearer.Transport{
+//		Token:      func(ctx context.Context) (bearer.Token, error) { return tokenOf(ctx) },
+//		Recipients: map[string]bearer.Recipient{"https://billing.example.com": {Verifier: billing, Scopes: []string{"invoice:write"}}},
+//	}}
+//
 // # Limits
 //
 // Only signed access tokens (RFC 9068) are verified: no encrypted and no opaque
 // ones, and no ID tokens. A token bound to a key or certificate by cnf is refused,
-// because its proof is not checked here. Revocation before expiry is not asked
-// for. A refresh that the Cache-Control of a key set puts off delays the end of a
+// because its proof is not checked here, unless the caller of Verify says that it
+// checks it (Options.Bound), and never attached. Revocation before expiry is not
+// asked for here. A refresh that the Cache-Control of a key set puts off delays the end of a
 // withdrawn key as long. Whether the caller may do what it asks, beyond a scope,
 // is not judged here. Require leaves the Authorization header in the request.
 package bearer
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"time"
@@ -64,6 +84,14 @@ type Token struct {
 // NewToken wraps a token that did not come from a request (a command line, a test).
 func NewToken(raw string) Token { return Token{&raw} }
 
+// Reveal returns the token itself, for who must send it or know it again. It must not reach a log, an error or a metric.
+func (t Token) Reveal() string {
+	if t.raw == nil {
+		return ""
+	}
+	return *t.raw
+}
+
 const redacted = "[redacted]"
 
 // Format implements fmt.Formatter, for every verb.
@@ -74,6 +102,14 @@ func (Token) String() string { return redacted }
 
 // MarshalText implements encoding.TextMarshaler, and so does encoding/json.
 func (Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// Hash is the SHA-256 of the token, by which a proof of possession names it (RFC 9449, section 4.2).
+func (t Token) Hash() [sha256.Size]byte {
+	if t.raw == nil {
+		return sha256.Sum256(nil)
+	}
+	return sha256.Sum256([]byte(*t.raw))
+}
 
 // LogValue implements slog.LogValuer.
 func (Token) LogValue() slog.Value { return slog.StringValue(redacted) }
@@ -106,5 +142,6 @@ type Options struct {
 	MaxStale time.Duration    // how long keys serve while fetching fails, from when a refresh was due; zero means 1 h
 	Now      func() time.Time // the clock; nil means time.Now
 	Logger   *slog.Logger     // fetch failures and set changes; nil means none
+	Bound    bool             // the caller of Verify checks the proof that the claim cnf asks for; false refuses tokens with cnf. Require refuses them always
 	Keep     string           // a folder for the last good key sets, used after a restart if fetching fails; empty means none is kept
 }

@@ -23,7 +23,7 @@ func (a *authority) judge(token jws.Compact, now time.Time) (identity.Caller, *E
 	if refusal != nil {
 		return identity.Caller{}, refusal
 	}
-	if _, ok := claims["cnf"]; ok {
+	if _, ok := claims["cnf"]; ok && !a.bound {
 		// accepting it as a plain bearer token would undo the binding (RFC 9449, section 7.2; RFC 8705, section 3)
 		return identity.Caller{}, refuse(codeBound, "cnf is there, and no proof is checked")
 	}

@@ -84,6 +84,12 @@ const (
 	codeUnexpected  = "unexpected_claims"
 	codeScopeForm   = "invalid_scope_claim"
 	codeScope       = "insufficient_scope"
+
+	codeInactive      = "token_inactive"
+	codeIntrospection = "introspection_unavailable"
+	codeOccupied      = "authorization_present"
+	codeHost          = "host_mismatch"
+	codeTransport     = "transport_unusable"
 )
 
 // reasons is every code of an Error, in the order in which they are reached.
@@ -133,6 +139,12 @@ var reasons = [...]struct {
 	{codeScopeForm, 401, "the scope claim is not a list of scope tokens (RFC 6749, section 3.3)"},
 	// the requirement
 	{codeScope, 403, "the token lacks a scope"},
+	// attaching one (Transport)
+	{codeInactive, 401, "the recipient's authorization server does not vouch for the token"},
+	{codeIntrospection, 503, "the recipient's authorization server cannot be asked"},
+	{codeOccupied, 400, "the request has an Authorization header already"},
+	{codeHost, 400, "the request's Host is not that of its URL"},
+	{codeTransport, 503, "the Transport's fields do not fit together"},
 }
 
 func refuse(code, format string, args ...any) *Error {

@@ -1,6 +1,7 @@
 package bearer_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -36,4 +37,32 @@ func Example() {
 func readOrder(w http.ResponseWriter, r *http.Request) {
 	caller, _ := identity.FromContext(r.Context())
 	fmt.Fprintf(w, "order %s, read by %s of %s\n", r.PathValue("id"), caller.Subject, caller.Issuer)
+}
+
+// A service that calls another with the caller's token, where that token is for the other too.
+func ExampleTransport() {
+	billing, err := bearer.NewVerifier([]bearer.Issuer{{
+		Issuer:   "https://auth.example.com",
+		Audience: []string{"https://billing.example.com"},
+		Keys:     bearer.Keys{Discovery: true},
+	}}, bearer.Options{})
+	if err != nil {
+		slog.Error("cannot verify tokens", "error", err)
+		os.Exit(1)
+	}
+	defer billing.Close()
+
+	type tokenKey struct{} // under which a middleware has put the result of bearer.FromRequest
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &bearer.Transport{
+		Token: func(ctx context.Context) (bearer.Token, error) {
+			token, _ := ctx.Value(tokenKey{}).(bearer.Token)
+			return token, nil
+		},
+		Recipients: map[string]bearer.Recipient{
+			"https://billing.example.com": {Verifier: billing, Scopes: []string{"invoice:write"}},
+		},
+	}}
+	if _, err := client.Get("https://billing.example.com/invoices"); err != nil {
+		slog.Error("not sent", "error", err) // missing_token: there is no caller here
+	}
 }

@@ -92,7 +92,7 @@ func newSigner(kid, alg string) signer {
 // signers are one key for each algorithm, made once.
 var signers = sync.OnceValue(func() map[string]signer {
 	all := map[string]signer{}
-	for _, alg := range supported {
+	for _, alg := range supported() {
 		all[alg] = newSigner("kid-"+alg, alg)
 	}
 	return all
@@ -203,11 +203,11 @@ func writeFile(t testing.TB, content string) string {
 // allAlgorithms is an issuer that accepts each algorithm, with its keys in a file.
 func allAlgorithms(t testing.TB) Issuer {
 	var keys []object
-	for _, alg := range supported {
+	for _, alg := range supported() {
 		keys = append(keys, signers()[alg].jwk())
 	}
 	return Issuer{
-		Issuer: testIssuer, Audience: []string{testAudience}, Algorithms: supported[:],
+		Issuer: testIssuer, Audience: []string{testAudience}, Algorithms: supported(),
 		Keys: Keys{File: writeFile(t, jwks(keys...))},
 	}
 }

@@ -25,7 +25,7 @@ func newAuthority(i Issuer) (*authority, error) {
 	check(i.MaxLifetime >= 0, "a negative lifetime")
 	check(i.Leeway >= 0 && i.Leeway <= maxLeeway, "a leeway of %s, not 0 to %s", i.Leeway, maxLeeway)
 	for _, algorithm := range i.Algorithms {
-		check(isSupported(algorithm), "algorithm %s is not one of %s", brief(algorithm), strings.Join(supported[:], ", "))
+		check(isSupported(algorithm), "algorithm %s is not one of %s", brief(algorithm), strings.Join(supported(), ", "))
 	}
 	if err := checkKeys(i); err != nil {
 		wrong = append(wrong, err)

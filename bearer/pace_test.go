@@ -213,7 +213,7 @@ type fakeServer struct {
 
 func (f *fakeServer) source(p pace) *source {
 	return &source{
-		issuer: testIssuer, algorithms: supported[:], fetch: f.fetch, pace: p, now: time.Now,
+		issuer: testIssuer, algorithms: supported(), fetch: f.fetch, pace: p, now: time.Now,
 		log: slog.New(slog.DiscardHandler), missed: make(chan struct{}, 1),
 	}
 }

@@ -14,38 +14,51 @@ import (
 // or a cookie beside the header is "multiple_credentials", since whoever stands behind
 // may prefer the other.
 func FromRequest(r *http.Request) (Token, error) {
-	values := r.Header.Values("Authorization")
-	if len(values) == 0 {
-		return Token{}, refuse(codeMissing, "no Authorization header")
-	}
-	if len(values) > 1 {
-		return Token{}, refuse(codeMultiple, "%d Authorization headers", len(values))
-	}
-	if namesToken(r.URL) || inCookie(r.Header["Cookie"]) {
-		return Token{}, refuse(codeMultiple, "an access_token in the query or a cookie beside the Authorization header")
-	}
-	return fromHeader(values[0])
+	token, _, err := take(r, false)
+	return token, err
 }
 
-// fromHeader takes the token from "Bearer", in any case, one space and a b64token.
-func fromHeader(value string) (Token, error) {
+// Take is FromRequest for somebody who checks proofs: with Options.Bound it also takes a token of the scheme DPoP (RFC 9449,
+// section 7.1), and reports that it was sent so. Such a token must not be believed without its proof.
+func (v *Verifier) Take(r *http.Request) (t Token, dpop bool, err error) {
+	return take(r, v != nil && v.bound)
+}
+
+func take(r *http.Request, proven bool) (t Token, dpop bool, err error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return Token{}, false, refuse(codeMissing, "no Authorization header")
+	}
+	if len(values) > 1 {
+		return Token{}, false, refuse(codeMultiple, "%d Authorization headers", len(values))
+	}
+	if namesToken(r.URL) || inCookie(r.Header["Cookie"]) {
+		return Token{}, false, refuse(codeMultiple, "an access_token in the query or a cookie beside the Authorization header")
+	}
+	return fromHeader(values[0], proven)
+}
+
+// fromHeader takes the token from "Bearer" (or, if that is asked for, "DPoP"), in any case, one space and a b64token.
+func fromHeader(value string, proven bool) (t Token, dpop bool, err error) {
 	if joined(value) {
-		return Token{}, refuse(codeMultiple, "more than one credential in the Authorization header")
+		return Token{}, false, refuse(codeMultiple, "more than one credential in the Authorization header")
 	}
 	scheme, raw, spaced := strings.Cut(value, " ")
+	dpop = proven && strings.EqualFold(scheme, "DPoP")
 	switch {
 	case !isName(scheme):
-		return Token{}, refuse(codeMalformed, "no authentication scheme and one space")
-	case !strings.EqualFold(scheme, "Bearer"):
-		return Token{}, refuse(codeScheme, "scheme %s", brief(scheme))
+		return Token{}, false, refuse(codeMalformed, "no authentication scheme and one space")
+	case !strings.EqualFold(scheme, "Bearer") && !dpop:
+		return Token{}, false, refuse(codeScheme, "scheme %s", brief(scheme))
 	case !spaced || !isToken68(raw):
-		return Token{}, refuse(codeMalformed, "the scheme is not followed by one space and one token")
+		return Token{}, false, refuse(codeMalformed, "the scheme is not followed by one space and one token")
 	}
-	return NewToken(raw), nil
+	return NewToken(raw), dpop, nil
 }
 
 // joined tells whether a list of credentials was made of several headers on the
-// way (RFC 9110, section 5.3): a comma, and a Bearer credential on either side.
+// way (RFC 9110, section 5.3): a comma, and a Bearer or DPoP credential on either
+// side.
 func joined(value string) bool {
 	first, rest, comma := strings.Cut(value, ",")
 	if !comma {
@@ -53,16 +66,16 @@ func joined(value string) bool {
 	}
 	for part := range strings.SplitSeq(rest, ",") {
 		scheme, _, spaced := strings.Cut(strings.Trim(part, " \t"), " ")
-		if spaced && (isBearer(scheme) || isBearer(first) && isName(scheme)) {
+		if spaced && (holdsToken(scheme) || holdsToken(first) && isName(scheme)) {
 			return true
 		}
 	}
 	return false
 }
 
-func isBearer(credential string) bool {
+func holdsToken(credential string) bool {
 	scheme, _, _ := strings.Cut(credential, " ")
-	return strings.EqualFold(scheme, "Bearer")
+	return strings.EqualFold(scheme, "Bearer") || strings.EqualFold(scheme, "DPoP")
 }
 
 const tokenParameter = "access_token"

@@ -112,16 +112,27 @@ func (u unreadable) Close() error { return nil }
 
 // FuzzFromHeader: what is taken is what stands after the one space, and nothing that could be read as two credentials.
 func FuzzFromHeader(f *testing.F) {
-	for _, seed := range []string{"Bearer abc", "bearer a.b.c=", "Bearer  a", "Bearer a, Bearer b", "Basic a", "Bearer\u00a0a", ""} {
+	for _, seed := range []string{"Bearer abc", "bearer a.b.c=", "Bearer  a", "Bearer a, Bearer b", "Basic a", "Bearer\u00a0a", "DPoP abc", "DPoP a, Bearer b", ""} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, value string) {
-		token, err := fromHeader(value)
+		strict, dpop, strictErr := fromHeader(value, false)
+		if dpop {
+			t.Errorf("%q is taken as DPoP by who takes none", value)
+		}
+		token, dpop, err := fromHeader(value, true)
+		if !dpop && ((err == nil) != (strictErr == nil) || err == nil && *token.raw != *strict.raw) || dpop && strictErr == nil {
+			t.Errorf("%q: %v, and with proofs %v", value, strictErr, err)
+		}
 		if err != nil {
 			refusalOf(t, err, "")
 			return
 		}
-		if len(value) < 8 || !strings.EqualFold(value[:7], "Bearer ") || value[7:] != *token.raw {
+		scheme := "Bearer "
+		if dpop {
+			scheme = "DPoP "
+		}
+		if len(value) <= len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) || value[len(scheme):] != *token.raw {
 			t.Errorf("%q is read as %q", value, *token.raw)
 		}
 		if strings.ContainsAny(*token.raw, " \t\r\n\",;\x00") || *token.raw != strings.ToValidUTF8(*token.raw, "") {

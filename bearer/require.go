@@ -37,6 +37,9 @@ func admit(v *Verifier, r *http.Request, scopes []string) (identity.Caller, erro
 	if err != nil {
 		return identity.Caller{}, err
 	}
+	if _, ok := caller.Claims["cnf"]; ok { // of a Verifier whose other users check proofs
+		return identity.Caller{}, refuse(codeBound, "cnf is there, and no proof is checked")
+	}
 	for _, scope := range scopes {
 		if !slices.Contains(caller.Scopes, scope) {
 			return identity.Caller{}, refuse(codeScope, "no scope %s", brief(scope))

@@ -66,7 +66,9 @@ type source struct {
 	pace       pace
 	now        func() time.Time
 	log        *slog.Logger
-	kept       *keptFile // nil: none is kept
+	kept       *keptFile                  // nil: none is kept
+	withdrawn  func(issuer, keyID string) // told of each key that has gone; nil: nobody
+	mayBeEmpty bool                       // a set without a usable key takes the last one's place: every key was withdrawn
 
 	current atomic.Pointer[keySet]
 	failure atomic.Pointer[error] // of the last fetch; nil after a success
@@ -168,6 +170,9 @@ func (s *source) update(ctx context.Context) (time.Duration, error) {
 	if err == nil {
 		keys, rejected, err = readKeys(fetched.data, s.algorithms)
 	}
+	if s.mayBeEmpty && errors.Is(err, errNoKey) {
+		err = nil
+	}
 	if err != nil {
 		s.failure.Store(&err)
 		s.log.Error("key set not replaced", "issuer", s.issuer, "error", err)
@@ -222,22 +227,36 @@ func (s *source) report(last, set *keySet, rejected []error) {
 	if len(added)+len(removed) == 0 {
 		return
 	}
-	s.log.Info("key set replaced", "issuer", s.issuer, "keys", len(set.keys), "added", added, "removed", removed)
+	s.log.Info("key set replaced", "issuer", s.issuer, "keys", len(set.keys), "added", names(added), "removed", names(removed))
+	for _, k := range removed {
+		if s.withdrawn != nil {
+			s.withdrawn(s.issuer, k.id)
+		}
+	}
 	for _, err := range rejected {
 		s.log.Warn("key of a key set not used", "issuer", s.issuer, "error", err)
 	}
 }
 
-// missing names the keys of list that are not in from. A key that was replaced
+// missing returns the keys of list that are not in from. A key that was replaced
 // under its kid is another key.
-func missing(from, list []key) []string {
-	names := []string{}
+func missing(from, list []key) []key {
+	var out []key
 	for _, k := range list {
-		if !slices.ContainsFunc(from, func(f key) bool { return f.id == k.id && f.thumbprint == k.thumbprint }) {
-			names = append(names, fmt.Sprintf("%s (%s)", brief(k.id), k.thumbprint))
+		if !slices.ContainsFunc(from, func(f key) bool { return f.id == k.id && f.Thumbprint == k.Thumbprint }) {
+			out = append(out, k)
 		}
 	}
-	return names
+	return out
+}
+
+// names is how keys are logged.
+func names(keys []key) []string {
+	out := []string{}
+	for _, k := range keys {
+		out = append(out, fmt.Sprintf("%s (%s)", brief(k.id), k.Thumbprint))
+	}
+	return out
 }
 
 // bucket is a token bucket: left at the time at, one more each every, at most burst.

@@ -77,7 +77,7 @@ func (a *authServer) count(path string) int {
 
 // issuer is this server in a configuration, with its key set's address.
 func (a *authServer) issuer() Issuer {
-	return Issuer{Issuer: a.URL, Audience: []string{testAudience}, Algorithms: supported[:], Keys: Keys{URI: a.URL + "/jwks"}}
+	return Issuer{Issuer: a.URL, Audience: []string{testAudience}, Algorithms: supported(), Keys: Keys{URI: a.URL + "/jwks"}}
 }
 
 // token is one of this server's, good at the time of the real clock.

@@ -121,7 +121,7 @@ func makeVectors() vectors {
 		Readme: vectorsReadme, Now: testNow,
 		Issuers: []vectorIssuer{
 			{
-				Issuer: testIssuer, Audience: []string{testAudience, "orders"}, Algorithms: supported[:], TokenTypes: []string{"at+jwt"},
+				Issuer: testIssuer, Audience: []string{testAudience, "orders"}, Algorithms: supported(), TokenTypes: []string{"at+jwt"},
 				MaxLifetime: 3600, Leeway: 5, Required: []string{}, Only: []string{}, ScopeClaim: "scope",
 				JWKS: set(k.es256.jwk(), k.es384.jwk(), k.eddsa.jwk(), k.rs256.jwk(), k.ps256.jwk(), k.anyRSA.jwk(object{"alg": nil})),
 			},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -23,14 +24,17 @@ const maxLeeway = 30 * time.Second
 type Verifier struct {
 	authorities map[string]*authority // by iss, byte for byte
 	now         func() time.Time
+	bound       bool
 	cancel      context.CancelFunc
 	fetching    sync.WaitGroup
+	watch       watchers
 }
 
 // authority is an Issuer with its defaults filled in, and its keys.
 type authority struct {
 	Issuer
-	keys *source
+	keys  *source
+	bound bool // cnf is judged by who asks
 }
 
 // NewVerifier checks the issuers and starts fetching keys in the background. It fails on an issuer without
@@ -48,7 +52,7 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 	if len(issuers) == 0 {
 		return nil, errors.New("build verifier: no issuer")
 	}
-	v := &Verifier{authorities: map[string]*authority{}, now: o.Now}
+	v := &Verifier{authorities: map[string]*authority{}, now: o.Now, bound: o.Bound}
 	if v.now == nil {
 		v.now = time.Now
 	}
@@ -56,13 +60,7 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	guard := o.Guard
-	if guard == nil {
-		// A cluster issues tokens too, and publishes their keys at its API; an issuer may run on the machine around this
-		// container. Neither opens what is private and not an issuer's.
-		guard = &safedial.Guard{Allow: destinations(issuers), Unlock: []string{"kubernetes-api", "node-gateway"}}
-	}
-	client := guard.Client()
+	client := fetcher(o.Guard, issuers)
 
 	var wrong []error
 	for _, issuer := range issuers {
@@ -74,9 +72,11 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 			wrong = append(wrong, fmt.Errorf("build verifier: issuer %s: %w", brief(issuer.Issuer), err))
 			continue
 		}
+		a.bound = o.Bound
 		a.keys = &source{
 			issuer: issuer.Issuer, algorithms: a.Algorithms, fetch: fetchFrom(issuer.Issuer, issuer.Keys, client),
 			pace: p, now: v.now, log: log, missed: make(chan struct{}, 1), kept: keptIn(o.Keep, issuer),
+			withdrawn: v.watch.tell,
 		}
 		v.authorities[issuer.Issuer] = a
 	}
@@ -87,6 +87,16 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 		return nil, err
 	}
 	return v, nil
+}
+
+// fetcher returns the client that fetches the keys of issuers: through the guard, or without one to the hosts that they name.
+func fetcher(guard *safedial.Guard, issuers []Issuer) *http.Client {
+	if guard == nil {
+		// A cluster issues tokens too, and publishes their keys at its API; an issuer may run on the machine around this
+		// container. Neither opens what is private and not an issuer's.
+		guard = &safedial.Guard{Allow: destinations(issuers), Unlock: []string{"kubernetes-api", "node-gateway"}}
+	}
+	return guard.Client()
 }
 
 // start reads the key files, which must be usable now, and fetches the other keys
@@ -162,6 +172,30 @@ func (v *Verifier) verify(ctx context.Context, t Token) (identity.Caller, *Error
 	return caller, nil
 }
 
+// Authentic shows that a key of a configured issuer has signed t, a JWT of any
+// type, and returns the issuer, the key's id, the type in lower case without
+// "application/", and the claims. It judges none of them, neither audience nor
+// time: it is for what is no access token, and lets nobody in. Its error is an
+// *Error.
+func (v *Verifier) Authentic(t Token) (issuer, keyID, typ string, claims map[string]any, err error) {
+	if t.raw == nil {
+		return "", "", "", nil, refuse(codeMissing, "no token")
+	}
+	token, err := jws.Parse(*t.raw)
+	if err != nil {
+		return "", "", "", nil, malformed(err)
+	}
+	a, refusal := v.authorityOf(token.Payload["iss"])
+	if refusal != nil {
+		return "", "", "", nil, refusal
+	}
+	k, refusal := prove(*t.raw, token, a.Algorithms, a.keys.lookup)
+	if refusal != nil {
+		return "", "", "", nil, refusal
+	}
+	return a.Issuer.Issuer, k.id, foldType(token.Type), token.Payload, nil
+}
+
 // prove shows that a key that lookup returns has signed the token, and returns it.
 // The algorithm is judged before any key is looked for.
 func prove(raw string, token jws.Compact, algorithms []string, lookup func(id string, hasID bool, algorithm string) (key, *Error)) (key, *Error) {
@@ -172,7 +206,7 @@ func prove(raw string, token jws.Compact, algorithms []string, lookup func(id st
 	if refusal != nil {
 		return key{}, refusal
 	}
-	if err := checkSignature(raw, token.Algorithm, k); err != nil {
+	if err := k.Verify(raw, token.Algorithm); err != nil {
 		return key{}, refuse(codeSignature, "kid %s: %v", brief(k.id), err)
 	}
 	return k, nil
