@@ -32,6 +32,7 @@ type broker struct {
 	hook     func(Attempt, func(Way))
 	resolve  func(query []byte) []byte
 	learner  *learner // nil: the profile is enforced, and not learnt
+	sentry   *sentry  // nil: nobody hears what the walls refuse
 	log      *slog.Logger
 
 	aside sync.WaitGroup // copies that are being closed
@@ -128,6 +129,9 @@ func newBroker(s *spec, cmd Command, log *slog.Logger) (*broker, error) {
 	if s.Learn {
 		b.learner = newLearner(s.needs, s.Dir, variable(s.Env, "PATH"))
 		b.writable = []string{"/"} // a socket's file is a file, and no rule holds on files
+	}
+	if s.Watch {
+		b.sentry = newSentry(s.Rules, cmd.Denied)
 	}
 	for _, r := range s.Rules {
 		if r.Access&accessWrite != 0 {

@@ -45,6 +45,7 @@ type spec struct {
 	Plan       []Protection
 	Trial      bool // report and end
 	Learn      bool // note what is opened, and let it pass
+	Watch      bool // look at what is executed, or opened for writing
 
 	needs       []rule   // in the supervisor, with Learn: what the profile need not say
 	descriptors *os.File // in the child: its /proc/self/fd, opened before the walls
@@ -147,5 +148,5 @@ func (s *spec) shape() shape {
 	if level == networkBroker && !s.Notify {
 		level = networkPorts
 	}
-	return shape{level: level, notify: s.Notify, custody: s.Custody, udp: s.UDP, unix: s.Unix, groups: s.Groups, learn: s.Learn}
+	return shape{level: level, notify: s.Notify, custody: s.Custody, udp: s.UDP, unix: s.Unix, groups: s.Groups, learn: s.Learn, watch: s.Watch}
 }

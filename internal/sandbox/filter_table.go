@@ -19,6 +19,7 @@ type shape struct {
 	unix    bool     // the program listens on a unix socket
 	groups  []uint32 // process groups outside that the program must not join
 	learn   bool     // what is opened is noted
+	watch   bool     // what is executed, or opened for writing, is looked at
 }
 
 // asksConnect tells whether connect(2) is the supervisor's.
@@ -42,6 +43,8 @@ func table(s shape) []row {
 	}
 	if s.learn && s.notify {
 		rows = append(rows, learnedRows()...)
+	} else if s.watch && s.notify {
+		rows = append(rows, watchedRows()...)
 	}
 	rows = append(rows, escapes()...)
 	return append(rows, archRows()...)

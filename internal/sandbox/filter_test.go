@@ -51,8 +51,8 @@ func machine(t testing.TB, rows []row) *bpf.VM {
 func shapes() (list []shape) {
 	for _, level := range []string{networkBroker, networkPorts, networkNone} {
 		for _, c := range []custody{custodyMake, custodyFetch, custodyBind} {
-			for bits := range 16 {
-				list = append(list, shape{level: level, custody: c, notify: bits&1 != 0, udp: bits&2 != 0, unix: bits&4 != 0, learn: bits&8 != 0, groups: []uint32{7}})
+			for bits := range 32 {
+				list = append(list, shape{level: level, custody: c, notify: bits&1 != 0, udp: bits&2 != 0, unix: bits&4 != 0, learn: bits&8 != 0, watch: bits&16 != 0, groups: []uint32{7}})
 			}
 		}
 	}

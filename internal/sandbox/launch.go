@@ -37,7 +37,9 @@ func Launch(ctx context.Context, p Profile, cmd Command) (*Process, error) {
 	if err := unaccepted(plan.Protections, r.accept); err != nil {
 		return nil, err
 	}
-	process, err := start(ctx, r.spec(k, plan), cmd)
+	spec := r.spec(k, plan)
+	spec.Watch = cmd.Denied != nil && !p.Learn && k.notify && k.filter && k.landlock > 0 && !slices.Contains(r.accept, protFiles)
+	process, err := start(ctx, spec, cmd)
 	if err != nil {
 		return nil, err
 	}

@@ -89,19 +89,29 @@ func (b *broker) learn(n *notification) bool {
 		paths = append(paths, path)
 	}
 	switch call.effect {
-	case effectOpen:
-		b.learner.open(c, paths[0], int(n.Data.Args[call.flags]))
-	case effectOpenHow:
-		how, errno := b.readMemory(n, n.Data.Args[call.flags], 8)
-		if errno == 0 { // struct open_how begins with the flags
-			b.learner.open(c, paths[0], int(binary.NativeEndian.Uint64(how)))
+	case effectOpen, effectOpenHow, effectCreate:
+		if flags, ok := b.openFlags(n, call); ok {
+			b.learner.open(c, paths[0], flags)
 		}
-	case effectCreate:
-		b.learner.open(c, paths[0], unix.O_CREAT|unix.O_WRONLY|unix.O_TRUNC)
 	default:
 		b.learner.change(c, call.effect, paths)
 	}
 	return true
+}
+
+// openFlags are the flags of a call that opens, as open(2) has them.
+func (b *broker) openFlags(n *notification, call learnedCall) (flags int, ok bool) {
+	switch call.effect {
+	case effectOpen:
+		return int(n.Data.Args[call.flags]), true
+	case effectCreate:
+		return unix.O_CREAT | unix.O_WRONLY | unix.O_TRUNC, true
+	}
+	how, errno := b.readMemory(n, n.Data.Args[call.flags], 8)
+	if errno != 0 {
+		return 0, false
+	}
+	return int(binary.NativeEndian.Uint64(how)), true // struct open_how begins with the flags
 }
 
 // open notes open(2).

@@ -95,9 +95,9 @@ func (l listener) answer(n *notification, value int, errno unix.Errno) error {
 
 // pass has the kernel go on with a call as if nobody had been asked (SECCOMP_USER_NOTIF_FLAG_CONTINUE). It then reads the
 // call's arguments again, and what a pointer leads to: another thread of the program may have changed that since we looked,
-// so whoever decides on what was read must not let the call go on. Here nothing is decided, only noted, by a learner, which
-// is asked for to be sure that there is one; see broker.next, the only caller.
-func (l listener) pass(n *notification, _ *learner) error {
+// so whoever allows something for what was read must not let the call go on. Here nothing is allowed: a learner notes what
+// the kernel allows anyway, and a sentry leaves to the walls what it has not refused. See broker.next, the only caller.
+func (l listener) pass(n *notification) error {
 	a := notificationAnswer{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
 	if _, err := l.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&a)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
@@ -182,8 +182,12 @@ func (b *broker) next(l listener) error {
 	if err != nil {
 		return err
 	}
-	if b.learn(n) {
-		return l.pass(n, b.learner)
+	seen := b.look(n)
+	if seen == lookedRefuse {
+		return l.answer(n, 0, unix.EACCES)
+	}
+	if seen == lookedPass || b.learn(n) {
+		return l.pass(n)
 	}
 	if value, errno, now := b.handle(l, n); now {
 		return l.answer(n, value, errno)

@@ -36,7 +36,9 @@
 // has no copy (one that somebody sent, or that the program closed and sent itself) connects to nobody.
 //
 // With Profile.Learn the file rules are off, and what the program opens is noted: the calls that open, execute, make or
-// remove files go by the supervisor too, who reads their paths and lets the kernel go on. That decides nothing.
+// remove files go by the supervisor too, who reads their paths and lets the kernel go on. That decides nothing. So it is
+// with Command.Denied, for what starts a program or opens for writing: what it hears of is refused, and all else is left
+// to the kernel and the walls, which read the path again.
 //
 // What it does not do. Landlock guards execve, not mmap: an interpreter that may run can still load a file that was
 // written, and the dynamic loader can map one; a directory that is both writable and readable is still data. File
@@ -117,6 +119,11 @@ type Command struct {
 	// call its second argument once, now or later; until then the program's thread waits. It is called from one thread:
 	// what takes long belongs into a goroutine. nil refuses everything.
 	Connect func(Attempt, func(Way))
+	// Denied hears of what the program tried to execute, or to open for writing, and its profile does not allow, and reports
+	// whether it is refused for that reason, with EACCES. What it lets go on the walls refuse, as they do where nobody hears.
+	// It is called from one thread, before the program has its answer, and must not wait. Not with Profile.Learn, nor where
+	// the files are open by an accepted gap. nil: nobody hears, and nobody is asked.
+	Denied func(Denied) bool
 	// Resolve answers a DNS message that a program's UDP socket (Profile.UDP "dns") was to send; nil is no answer. It may
 	// take its time.
 	Resolve func(query []byte) []byte

@@ -35,7 +35,8 @@ type Job struct {
 	Timeout time.Duration
 	// Ways is what the hook answers: "tcp 192.0.2.7:80" or "tcp *" to "direct" or to the address that it is led to, "unix
 	// /path" to "allow", "udp *" to an address; a "later " before it answers from another goroutine. All else is refused.
-	// "resolve" is what a DNS question by a datagram is answered with.
+	// "resolve" is what a DNS question by a datagram is answered with. With "denied" it is told what the walls refuse: what
+	// begins with its value is refused by whoever hears it, the rest is left to them.
 	Ways  map[string]string
 	Quiet bool // say nothing of each connection
 }
@@ -107,6 +108,14 @@ func supervise(j Job) int {
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Connect: j.way}
 	if answer, ok := j.Ways["resolve"]; ok {
 		cmd.Resolve = func([]byte) []byte { return []byte(answer) }
+	}
+	if prefix, ok := j.Ways["denied"]; ok {
+		cmd.Denied = func(d sandbox.Denied) bool {
+			if !j.Quiet {
+				fmt.Fprintf(os.Stderr, "denied: %v %s\n", d.Execute, d.Path)
+			}
+			return strings.HasPrefix(d.Path, prefix)
+		}
 	}
 	if j.Pipes {
 		cmd.Stdout, cmd.Stderr = writer{os.Stdout}, writer{os.Stderr}
