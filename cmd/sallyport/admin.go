@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -17,36 +18,63 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/event"
 )
 
 // admin is the listener for operators: a unix socket that only our user may open, or loopback. It never shares a
 // listener with the service's traffic.
 //
 //	GET  /livez                  one constant byte: the process answers
-//	GET  /readyz                 200, or 503 and why: keys, audit log, draining
+//	GET  /readyz                 200, or 503 and why: keys, audit log, state, draining
 //	GET  /metrics                Prometheus
-//	GET  /.well-known/jwks.json  the keys that verify our assertions
+//	GET  /.well-known/jwks.json  the keys that verify our assertions and the audit log
 //	POST /reload                 read the configuration again (unix socket only)
+//	GET  /revocations            what is revoked now, newest first
+//	POST /revocations            revoke (unix socket only)
+//	POST /keys/rotate            make the next signing key, and withdraw one (unix socket only)
+//	GET  /alarms                 what the watch has raised, newest first
+//	POST /events                 a security event token of an issuer (RFC 8935)
 type admin struct {
 	gate     *gate
 	listener net.Listener
 	server   *http.Server
 	draining atomic.Bool
+	busy     chan struct{} // security events that are being taken
 	reloads  *prometheus.CounterVec
+	revoked  *prometheus.CounterVec
+	event    *prometheus.CounterVec
+
+	mu         sync.Mutex
+	received   *event.Receiver
+	receivedBy *config.File // that received was made from
 }
 
 type peerKey struct{}
 
 func newAdmin(g *gate, l net.Listener) *admin {
-	a := &admin{gate: g, listener: l, reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "sallyport_reloads_total", Help: "Reloads of the configuration asked of the admin listener, by result."}, []string{"result"})}
-	g.registry.MustRegister(a.reloads)
+	counter := func(name, help string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"result"})
+		g.registry.MustRegister(c)
+		return c
+	}
+	a := &admin{gate: g, listener: l, busy: make(chan struct{}, maxEvents),
+		reloads: counter("sallyport_reloads_total", "Reloads of the configuration asked of the admin listener, by result."),
+		revoked: counter("sallyport_admin_revocations_total", "Revocations asked of the admin listener, by result."),
+		event:   counter("sallyport_security_events_total", "Security event tokens pushed to the admin listener, by result."),
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{'.'}) })
 	mux.HandleFunc("GET /readyz", a.ready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(g.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /.well-known/jwks.json", a.jwks)
 	mux.HandleFunc("POST /reload", a.reload)
+	mux.HandleFunc("GET /revocations", a.listRevocations)
+	mux.HandleFunc("POST /revocations", a.revoke)
+	mux.HandleFunc("POST /keys/rotate", a.rotate)
+	mux.HandleFunc("POST /events", a.events)
+	mux.HandleFunc("GET /alarms", a.alarms)
 	a.server = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -99,10 +127,6 @@ func (a *admin) ready(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (a *admin) jwks(w http.ResponseWriter, _ *http.Request) {
-	if a.gate.ring == nil {
-		problem(w, http.StatusNotFound, "no_keys", "no assertion is configured (ingress.assertion)")
-		return
-	}
 	w.Header().Set("Content-Type", "application/jwk-set+json")
 	w.Header().Set("Cache-Control", "max-age=30")
 	_, _ = w.Write(a.gate.ring.JWKS())

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +26,8 @@ import (
 	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/ingress"
 	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/state"
+	"github.com/sallyport/sallyport/internal/watch"
 )
 
 // readConfig reads the file, and says what is wrong with it as a person needs it.
@@ -53,7 +56,10 @@ type gate struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	audit    *audit.Log
-	ring     *keys.Ring // nil where no assertion is made
+	state    state.Store
+	ring     *keys.Ring // signs assertions and the audit log's checkpoints
+	watcher  *watch.Watcher
+	unwatch  func() // nil until it watches
 	flight   *cause.Flight
 	gateway  *ingress.Gateway
 	behind   *egress.Proxy
@@ -64,6 +70,9 @@ type gate struct {
 	mu        sync.Mutex // guards what a reload replaces
 	file      *config.File
 	verifier  *bearer.Verifier
+	hops      []ingress.Hop // whose keys are followed
+
+	signer atomic.Pointer[identity.Signer] // of the assertion; nil where none is made
 }
 
 // assemble opens what the file names, in the order in which a failure loses nothing: the book first, since without
@@ -77,19 +86,29 @@ func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 		}
 	}()
 	g.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if g.audit, err = audit.Open(f.Audit, log); err != nil {
+	if err := g.newWatcher(f, log); err != nil {
+		return nil, err
+	}
+	book := f.Audit
+	book.Observe = g.watcher.Observe
+	book.Sign = begun.signing // asked with the first record, which comes after the ring below
+	if g.audit, err = audit.Open(book, log); err != nil {
 		return nil, withHint(err, "audit.file must be writable by the user that sallyport becomes (sandbox.user); nothing runs without the audit log")
 	}
-	if f.Ingress.Assertion != nil {
-		if g.ring, err = openRing(f.Keys, log); err != nil {
-			return nil, err
-		}
+	if g.state, err = openState(f.State, log, g.registry); err != nil {
+		return nil, err
 	}
+	if g.ring, err = openRing(f.Keys, log); err != nil {
+		return nil, err
+	}
+	measureRing(g.registry, g.ring)
+	g.unwatch = g.watch()
 	rules, err := g.rules(f)
 	if err != nil {
 		return nil, err
 	}
-	g.verifier = rules.Verifier
+	g.verifier, g.hops = rules.Verifier, rules.Hops
+	g.signer.Store(rules.Assert)
 	tlsConfig, err := serverTLS(f.Ingress.TLS, log)
 	if err != nil {
 		return nil, err
@@ -102,6 +121,10 @@ func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 		Rules:          rules,
 		Audit:          g.audit,
 		Flight:         g.flight,
+		State:          g.state,
+		MaxFeedAge:     f.State.MaxFeedAge,
+		PublicURL:      f.Ingress.PublicURL,
+		NonceSecret:    g.nonceSecret(),
 		Metrics:        g.registry,
 		Logger:         log,
 		Realm:          f.Ingress.Realm,
@@ -117,9 +140,23 @@ func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 	return g, nil
 }
 
+// signing is the key that signs now; none before the ring is open.
+func (g *gate) signing() identity.Key {
+	if g.ring == nil {
+		return identity.Key{}
+	}
+	return g.ring.Signing()
+}
+
+// nonceSecret is what nonces are derived from: the signing key, so that replicas with the same folder of keys know each
+// other's.
+func (g *gate) nonceSecret() func() ([]byte, error) {
+	return func() ([]byte, error) { return g.ring.Derive("dpop nonce") }
+}
+
 // rules builds the part of the gate that a reload replaces.
 func (g *gate) rules(f *config.File) (ingress.Rules, error) {
-	v, err := bearer.NewVerifier(f.Ingress.Issuers, bearer.Options{Logger: g.log, Keep: f.Ingress.KeepKeys})
+	v, err := bearer.NewVerifier(f.Ingress.Issuers, bearer.Options{Logger: g.log, Keep: f.Ingress.KeepKeys, Bound: true})
 	if err != nil {
 		return ingress.Rules{}, fmt.Errorf("build the token verifier: %w", err)
 	}
@@ -127,11 +164,60 @@ func (g *gate) rules(f *config.File) (ingress.Rules, error) {
 	if a := f.Ingress.Assertion; a != nil {
 		r.AssertHeader = a.Header
 		r.Assert = &identity.Signer{
-			Issuer: assertionIssuer(a), Audience: a.Audience, Lifetime: a.Lifetime, Claims: a.Claims,
+			Issuer: assertionIssuer(a), Audience: a.Audience, TrustDomain: a.TrustDomain, Lifetime: a.Lifetime, Claims: a.Claims,
 			Key: g.ring.Signing,
 		}
 	}
+	if r.Hops, err = g.followHops(f.Ingress.Hops); err != nil {
+		v.Close()
+		return ingress.Rules{}, err
+	}
 	return r, nil
+}
+
+// followHops begins to follow the keys of the gates whose word is taken. Nobody waits for them: gates that call one
+// another would wait for each other, and what a hop says without its keys is answered 503.
+func (g *gate) followHops(list []config.Hop) ([]ingress.Hop, error) {
+	var hops []ingress.Hop
+	for i, h := range list {
+		keys, err := bearer.NewKeySet(h.Issuer, h.Keys, bearer.Options{Logger: g.log})
+		if err != nil {
+			closeHops(hops)
+			return nil, withHint(fmt.Errorf("ingress.hops[%d]: %w", i, err), "that gate publishes its keys at keys.publish, and on its admin listener at /.well-known/jwks.json")
+		}
+		hops = append(hops, ingress.Hop{Issuer: h.Issuer, Keys: keys, Scopes: h.Scopes, Callers: h.Callers})
+	}
+	return hops, nil
+}
+
+// hopPatience is how long a reload waits for the keys of hops.
+const hopPatience = 3 * time.Second
+
+// awaitHops waits until the keys of all hops are there: without them a reload would end whatever they have passed on. One that
+// is away keeps nobody from reloading.
+func (g *gate) awaitHops(ctx context.Context, hops []ingress.Hop, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, h := range hops {
+		if err := waitReady(ctx, h.Keys, patience); err != nil {
+			g.log.Warn("reload without the keys of a hop: what it has passed on ends", "hop", h.Issuer, "error", err)
+		}
+	}
+}
+
+// closeHops ends the following of keys.
+func closeHops(hops []ingress.Hop) {
+	for _, h := range hops {
+		h.Keys.Close()
+	}
+}
+
+// trustDomain is what the service verifies as aud.
+func trustDomain(a *config.Assertion) string {
+	if a.TrustDomain != "" {
+		return a.TrustDomain
+	}
+	return a.Audience
 }
 
 func assertionIssuer(a *config.Assertion) string {
@@ -166,17 +252,22 @@ func (g *gate) reload(ctx context.Context) error {
 	// The new verifier must hold keys before it judges anybody, or a reload would turn good requests away.
 	if err := waitReady(ctx, r.Verifier, reloadPatience); err != nil {
 		r.Verifier.Close()
+		closeHops(r.Hops)
 		return fmt.Errorf("reload: the old configuration stays: %w", err)
 	}
+	g.awaitHops(ctx, r.Hops, hopPatience)
 	if err := g.swap(r, f, before); err != nil {
 		r.Verifier.Close()
+		closeHops(r.Hops)
 		return fmt.Errorf("reload: the old configuration stays: %w", err)
 	}
+	g.signer.Store(r.Assert)
 	g.mu.Lock()
-	old := g.verifier
-	g.verifier, g.file = r.Verifier, f
+	old, oldHops := g.verifier, g.hops
+	g.verifier, g.hops, g.file = r.Verifier, r.Hops, f
 	g.mu.Unlock()
 	old.Close()
+	closeHops(oldHops)
 	g.log.Info("configuration reloaded", "file", f.Path, "routes", len(f.Ingress.Routes), "issuers", len(f.Ingress.Issuers),
 		"destinations", len(f.Egress.Rules.Destinations))
 	return nil
@@ -207,13 +298,17 @@ func fixedDifference(a, b *config.File) string {
 		{"ingress.limits", a.Ingress.Limits, b.Ingress.Limits},
 		{"ingress.realm", a.Ingress.Realm, b.Ingress.Realm},
 		{"ingress.resource_metadata", a.Ingress.ResourceMetadata, b.Ingress.ResourceMetadata},
+		{"ingress.public_url", a.Ingress.PublicURL, b.Ingress.PublicURL},
 		{"ingress.keep_keys", a.Ingress.KeepKeys, b.Ingress.KeepKeys},
 		{"ingress.assertion", a.Ingress.Assertion != nil, b.Ingress.Assertion != nil},
 		{"egress.listen", a.Egress.Listen, b.Egress.Listen},
 		{"egress.limits", a.Egress.Limits, b.Egress.Limits},
 		{"audit", a.Audit, b.Audit},
+		{"watch", []any{a.Watch.Rules, a.Watch.Baseline, deref(a.Watch.Webhook)}, []any{b.Watch.Rules, b.Watch.Baseline, deref(b.Watch.Webhook)}},
+		{"state", a.State, b.State},
 		{"keys", a.Keys, b.Keys},
 		{"admin", a.Admin, b.Admin},
+		{"sandbox.preload", a.Preload, b.Preload},
 		{"sandbox", a.Sandbox, b.Sandbox}, // last: it also holds what follows from the others
 	} {
 		if !same(d.a, d.b) {
@@ -231,8 +326,8 @@ func deref[T any](p *T) T {
 	return *p
 }
 
-// waitReady waits until the verifier has keys for every issuer.
-func waitReady(ctx context.Context, v *bearer.Verifier, patience time.Duration) error {
+// waitReady waits until a verifier has keys for every issuer, or a key set has been fetched.
+func waitReady(ctx context.Context, v interface{ Ready() error }, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
@@ -248,31 +343,16 @@ func waitReady(ctx context.Context, v *bearer.Verifier, patience time.Duration) 
 	}
 }
 
-// maintain rotates and withdraws signing keys until ctx ends.
-func (g *gate) maintain(ctx context.Context) {
-	if g.ring == nil {
-		return
-	}
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		if err := g.ring.Maintain(time.Now()); err != nil {
-			g.log.Error("maintain the signing keys", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+// tokens is the verifier in force.
+func (g *gate) tokens() *bearer.Verifier {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.verifier
 }
 
 // ready says why a request would not be served now, or nil.
 func (g *gate) ready() error {
-	g.mu.Lock()
-	v := g.verifier
-	g.mu.Unlock()
-	return errors.Join(v.Ready(), g.audit.Healthy(), g.service.ready())
+	return errors.Join(g.tokens().Ready(), g.audit.Healthy(), g.gateway.Ready(), g.state.Ready(), g.service.ready())
 }
 
 // configuration is the file in force.
@@ -286,8 +366,20 @@ func (g *gate) configuration() *config.File {
 func (g *gate) close() {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
+	if g.behind != nil {
+		g.behind.Close()
+	}
 	if g.verifier != nil {
 		g.verifier.Close()
+	}
+	closeHops(g.hops)
+	if g.unwatch != nil {
+		g.unwatch() // it may yet revoke and record
+	}
+	if g.state != nil {
+		if err := g.state.Close(); err != nil {
+			g.log.Error("close the state", "error", err)
+		}
 	}
 	if g.audit != nil {
 		if err := g.audit.Close(); err != nil {
@@ -296,21 +388,20 @@ func (g *gate) close() {
 	}
 }
 
-// openRing opens the signing keys; the first start makes the first key.
-func openRing(c keys.Config, log *slog.Logger) (*keys.Ring, error) {
-	r, err := keys.Open(c)
-	if errors.Is(err, keys.ErrNoKey) {
-		info, gerr := keys.Generate(c, time.Now())
-		if gerr != nil {
-			return nil, withHint(gerr, "keys.path must be writable by the user that sallyport becomes (sandbox.user)")
-		}
-		log.Info("made the first signing key", "kid", info.ID, "path", c.Path)
-		r, err = keys.Open(c)
+// openState opens what replicas agree on. Without it nobody could tell a revoked token from a good one.
+func openState(c state.Config, log *slog.Logger, metrics prometheus.Registerer) (state.Store, error) {
+	s, err := state.Open(c, log, metrics)
+	switch {
+	case errors.Is(err, state.ErrHeld):
+		return nil, withHint(err, "give each sallyport a state.path of its own; replicas that must agree share a cluster: state: {driver: nats, url: [...]}")
+	case errors.Is(err, state.ErrCorrupt):
+		return nil, withHint(err, "nothing was changed in it. Restore it from a copy; if there is none, move it away and revoke again what was revoked")
+	case err != nil && c.Driver != state.NATS:
+		return nil, withHint(err, "state.path must be writable by the user that sallyport becomes (sandbox.user); without it no revocation would be known")
+	case err != nil:
+		return nil, withHint(err, "state.credentials_file and state.ca_file must be readable by the user that sallyport becomes (sandbox.user)")
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open the signing keys: %w", err)
-	}
-	return r, nil
+	return s, nil
 }
 
 // serverTLS builds the listener's TLS from the files, which are read again when they change.
@@ -325,6 +416,9 @@ func serverTLS(c *config.TLS, log *slog.Logger) (*tls.Config, error) {
 		return nil, fmt.Errorf("ingress.tls: %w", err)
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: get, NextProtos: []string{"http/1.1"}}
+	if c.ClientCertificates == "requested" {
+		t.ClientAuth = tls.RequestClientCert // whose it is, only the token that is bound to it says
+	}
 	if c.ClientCA != "" {
 		pem, err := os.ReadFile(c.ClientCA)
 		if err != nil {

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/credential"
 	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/sandbox"
 )
@@ -24,6 +26,8 @@ func (g *gate) newBehind(f *config.File, d doors) error {
 		Audit:   g.audit,
 		Metrics: g.registry,
 		Logger:  g.log,
+		Flight:  g.flight,
+		Sign:    g.sign,
 		Own:     d.own(f.Ingress.Upstream),
 	})
 	if err != nil {
@@ -32,15 +36,28 @@ func (g *gate) newBehind(f *config.File, d doors) error {
 	return nil
 }
 
+// sign states a caller to the gate in front of another service, as the file in force has it.
+func (g *gate) sign(c credential.Cause, audience string, scopes []string) (string, error) {
+	s := g.signer.Load()
+	if s == nil {
+		return "", errors.New("there is no ingress.assertion to sign by")
+	}
+	return s.Next(*c.Caller, audience, scopes, c.Route, c.RequestID)
+}
+
 // guard serves what comes to the gate behind until ctx ends.
 func (s *server) guard(ctx context.Context) error {
 	serves := 0
-	done := make(chan error, 2)
+	done := make(chan error, 3)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if s.doors.egress != nil {
 		serves++
 		go func() { done <- s.behind.Serve(ctx, s.doors.egress) }()
+	}
+	if s.doors.program != nil {
+		serves++
+		go func() { done <- s.behind.ServeProgram(ctx, s.doors.program) }()
 	}
 	if s.service != nil {
 		serves++
@@ -86,6 +103,20 @@ func resolve(ctx context.Context, p *egress.Proxy) func([]byte) []byte {
 
 // network is what the profile asks for.
 func network(p sandbox.Profile) string { return cmp.Or(p.Network, "broker") }
+
+// causes is what a program must be told to say which request it acts for: where a proxy is that hears it, and how to say
+// that it acts for none.
+func causes(d doors, background string) map[string]string {
+	env := map[string]string{"SALLYPORT_BACKGROUND": background}
+	proxy := d.proxy()
+	if d.program != nil {
+		proxy = d.program.Addr().(*net.TCPAddr).AddrPort()
+	}
+	if proxy.IsValid() {
+		env["SALLYPORT_PROXY"] = "http://" + proxy.String()
+	}
+	return env
+}
 
 // outgoing is what a program must be told to find its way out: that names are looked up over TCP, which the broker leads
 // to our name server; or, without the broker, where the forward proxy is. What the operator wrote stays.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,13 +15,15 @@ import (
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/credential"
 	"github.com/sallyport/sallyport/internal/egress"
 	"github.com/sallyport/sallyport/internal/ingress"
+	"github.com/sallyport/sallyport/internal/policy"
 )
 
 func newCheck(t *terminal) *cobra.Command {
-	var path, explain, token, outgoing string
-	var schema bool
+	var path, explain, token, outgoing, route string
+	var schema, background bool
 	var f format
 	c := &cobra.Command{
 		Use:   "check [-c FILE]",
@@ -39,12 +42,14 @@ issuer's real keys. Exit code 3 when the answer is a denial.
 
 --egress does the same for an outgoing connection ('billing.internal:443') or
 request ('GET billing.internal:443/v1/invoices'): which destination it is, and what
-is decided. Nothing is sent and no name is looked up.`,
+is decided. Nothing is sent and no name is looked up. --route NAME takes a request
+on that route for its cause, whose caller has the scopes that the route asks for;
+--background takes none.`,
 		Example: `  sallyport check
   sallyport check --schema > sallyport.schema.json
   sallyport check --explain 'GET /orders/1'
   sallyport check --explain 'POST /orders' --token - < token.txt
-  sallyport check --egress billing.internal:443`,
+  sallyport check --egress billing.internal:443 --route create-order`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch {
@@ -52,6 +57,10 @@ is decided. Nothing is sent and no name is looked up.`,
 				return usage("check: --schema, --explain and --egress exclude each other")
 			case token != "" && explain == "":
 				return usage("check: --token belongs to --explain")
+			case (route != "" || background) && outgoing == "":
+				return usage("check: --route and --background belong to --egress")
+			case route != "" && background:
+				return usage("check: --route and --background exclude each other")
 			case schema:
 				_, err := fmt.Fprintf(t.out, "%s\n", strings.TrimSpace(string(config.Schema())))
 				return err
@@ -67,11 +76,24 @@ is decided. Nothing is sent and no name is looked up.`,
 				_, err := readConfig(t, path)
 				return err
 			}
+			if _, err := watchRules(file); err != nil {
+				if f != "json" {
+					return err
+				}
+				if err := t.json(map[string]any{"valid": false, "errors": []string{err.Error()}}); err != nil {
+					return err
+				}
+				return exit(exitFailure)
+			}
 			if explain != "" {
 				return explainRequest(c, t, f, file, explain, token)
 			}
 			if outgoing != "" {
-				return explainOutgoing(t, f, file, outgoing)
+				of, err := supposedCause(file, route, background)
+				if err != nil {
+					return err
+				}
+				return explainOutgoing(t, f, file, outgoing, of)
 			}
 			if f == "json" {
 				return t.json(map[string]any{"valid": true, "errors": []string{}, "warnings": file.Warnings})
@@ -87,6 +109,8 @@ is decided. Nothing is sent and no name is looked up.`,
 	c.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of the configuration")
 	c.Flags().StringVar(&explain, "explain", "", "explain the decision for a `'METHOD /path'`")
 	c.Flags().StringVar(&outgoing, "egress", "", "explain the decision for a connection to `HOST:PORT`, or a 'METHOD HOST:PORT/path'")
+	c.Flags().StringVar(&route, "route", "", "with --egress: the attempt is caused by a request on route `NAME`")
+	c.Flags().BoolVar(&background, "background", false, "with --egress: no request causes the attempt")
 	c.Flags().StringVar(&token, "token", "", "with --explain: the bearer `TOKEN` of the request, or - for standard input")
 	return c
 }
@@ -112,7 +136,7 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 		credential = bearer.NewToken(raw)
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	v, err := bearer.NewVerifier(file.Ingress.Issuers, bearer.Options{Logger: quiet})
+	v, err := bearer.NewVerifier(file.Ingress.Issuers, bearer.Options{Logger: quiet, Bound: true})
 	if err != nil {
 		return err
 	}
@@ -126,7 +150,7 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 	gw, err := ingress.New(ingress.Config{
 		Upstream: file.Ingress.Upstream, TrustedProxies: file.Ingress.TrustedProxies, Limits: file.Ingress.Limits,
 		Rules: ingress.Rules{Policy: file.Ingress.Policy, Verifier: v, Assert: (*identity.Signer)(nil), CORS: file.Ingress.CORS},
-		Audit: audit.New(io.Discard, audit.Config{}), Logger: quiet,
+		Audit: audit.New(io.Discard, audit.Config{}), Logger: quiet, PublicURL: file.Ingress.PublicURL,
 	})
 	if err != nil {
 		return err
@@ -155,8 +179,24 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 	return nil
 }
 
+// supposedCause is what an attempt that is explained is taken to be caused by; nil: that was not said.
+func supposedCause(file *config.File, route string, background bool) (*policy.Cause, error) {
+	if route == "" && !background {
+		return nil, nil
+	}
+	if background {
+		return &policy.Cause{Background: true}, nil
+	}
+	for _, r := range file.Ingress.Routes {
+		if r.Name == route {
+			return &policy.Cause{Route: r.Name, Scopes: r.Scopes}, nil
+		}
+	}
+	return nil, usage("check: --route: there is no route %q", route)
+}
+
 // explainOutgoing does for the gate behind what explainRequest does for the one in front.
-func explainOutgoing(t *terminal, f format, file *config.File, attempt string) error {
+func explainOutgoing(t *terminal, f format, file *config.File, attempt string, of *policy.Cause) error {
 	method, target, isRequest := strings.Cut(attempt, " ")
 	if !isRequest {
 		method, target = "", attempt
@@ -165,14 +205,19 @@ func explainOutgoing(t *terminal, f format, file *config.File, attempt string) e
 	if path = "/" + path; isRequest != hasPath || strings.Contains(path, " ") {
 		return usage("check: --egress wants HOST:PORT or 'METHOD HOST:PORT/path', got %q", attempt)
 	}
+	rules := file.Egress.Rules
+	rules.Destinations = slices.Clone(rules.Destinations)
+	for i := range rules.Destinations {
+		rules.Destinations[i].Credential = credential.Config{} // nothing is attached here, and its secret may be elsewhere
+	}
 	p, err := egress.New(egress.Config{
-		Rules: file.Egress.Rules, Limits: file.Egress.Limits, Own: configuredDoors(file),
+		Rules: rules, Limits: file.Egress.Limits, Own: configuredDoors(file),
 		Audit: audit.New(io.Discard, audit.Config{}), // what is explained is decided nowhere
 	})
 	if err != nil {
 		return err
 	}
-	e := p.Explain(host, method, path)
+	e := p.Explain(host, method, path, of)
 	if f == "json" {
 		if err := t.json(e); err != nil {
 			return err

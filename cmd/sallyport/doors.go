@@ -1,12 +1,16 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sandbox"
 )
 
 // doors are the listeners of a gate. They are opened while ports and folders can still be had.
@@ -14,6 +18,8 @@ type doors struct {
 	data   net.Listener // ingress.listen
 	admin  net.Listener // admin.listen; nil where there is none
 	egress net.Listener // egress.listen; nil where there is none
+
+	program net.Listener // a forward proxy for the program that run starts, alone; nil where there is none
 }
 
 func openDoors(f *config.File) (d doors, err error) {
@@ -40,11 +46,30 @@ func openDoors(f *config.File) (d doors, err error) {
 
 // close is for doors that nobody came to serve: whoever serves a listener closes it.
 func (d doors) close() {
-	for _, l := range []net.Listener{d.data, d.admin, d.egress} {
+	for _, l := range []net.Listener{d.data, d.admin, d.egress, d.program} {
 		if l != nil {
 			l.Close()
 		}
 	}
+}
+
+// openProgram opens a forward proxy for the program, where it is one that asks for it (Node, by its preload) and there is
+// none that it could reach. Any port will do: nobody else gets in.
+func (d *doors) openProgram(p sandbox.Profile, asks bool) (err error) {
+	if d.egress != nil || network(p) != "broker" || !asks {
+		return nil
+	}
+	if d.program, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
+		return fmt.Errorf("listen for the program: %w", err)
+	}
+	return nil
+}
+
+// asksForProxy reports whether a program is told where a forward proxy is: one that Node runs, or whose profile passes
+// the variable on.
+func asksForProxy(p sandbox.Profile, program string) bool {
+	return p.Preset == "node" || slices.Contains([]string{"node", "nodejs", "npm", "npx", "yarn", "pnpm"}, filepath.Base(program)) ||
+		slices.Contains(p.Env.Pass, "SALLYPORT_PROXY")
 }
 
 // proxy is where the forward proxy listens, as a program can be told it; not valid where there is none, or none but a

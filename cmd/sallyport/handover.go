@@ -20,14 +20,22 @@ func handOver(f *config.File) error {
 	if err != nil {
 		return err
 	}
-	if f.Ingress.Assertion != nil {
-		// The keys are ours alone; what is published is for the service and whoever else verifies.
-		if err := errors.Join(h.folder(f.Keys.Path, 0o700), h.folder(filepath.Dir(f.Keys.Publish), 0o755)); err != nil {
+	// The keys are ours alone; what is published is for the service and whoever else verifies.
+	if err := h.folder(f.Keys.Path, 0o700); err != nil {
+		return withHint(err, "keys.path must be where a folder can be made: its keys sign the audit log's checkpoints, and assertions")
+	}
+	if f.Keys.Publish != "" {
+		if err := h.folder(filepath.Dir(f.Keys.Publish), 0o755); err != nil {
 			return err
 		}
 	}
 	if f.Ingress.KeepKeys != "" {
 		if err := h.folder(f.Ingress.KeepKeys, 0o700); err != nil {
+			return err
+		}
+	}
+	if f.State.Path != "" {
+		if err := h.file(f.State.Path); err != nil {
 			return err
 		}
 	}

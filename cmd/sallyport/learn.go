@@ -317,6 +317,9 @@ func (l *lesson) seen(s sandbox.Learned) learn.Seen {
 // private are the files that no profile may give to the service: what only we may read, and what we believe.
 func private(f *config.File, p sandbox.Profile) []string {
 	list := slices.Concat(p.Deny, []string{f.Keys.Publish, f.Ingress.KeepKeys})
+	for _, h := range f.Ingress.Hops {
+		list = append(list, h.Keys.File)
+	}
 	for _, i := range f.Ingress.Issuers {
 		list = append(list, i.Keys.File)
 	}

@@ -41,7 +41,7 @@ func newRoot(t *terminal) *cobra.Command {
 	})
 	root.AddCommand(
 		newRun(t), newServe(t), newCheck(t), newDoctor(t),
-		newToken(t), newKeys(t), newVersion(t),
+		newToken(t), newKeys(t), newRevoke(t), newAudit(t), newVersion(t),
 	)
 	root.InitDefaultCompletionCmd()
 	return root

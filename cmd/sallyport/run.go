@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -47,8 +48,12 @@ and returns the service's exit code (128+n when signal n ended it).
 
 The service finds in its environment what it needs to verify the assertion that
 it receives in place of the token: SALLYPORT_ISSUER, SALLYPORT_AUDIENCE,
-SALLYPORT_HEADER and SALLYPORT_JWKS_FILE; RES_OPTIONS=use-vc, so that names are
-looked up over TCP; and with sandbox.network: ports HTTP_PROXY and its like.
+SALLYPORT_TRUST_DOMAIN, SALLYPORT_HEADER and SALLYPORT_JWKS_FILE; what it needs to
+say which request it acts for, SALLYPORT_PROXY (a forward proxy: egress.listen, or
+one of its own) and SALLYPORT_BACKGROUND (for what no request causes), which Node
+does by itself (its NODE_OPTIONS name a file of ours; see sandbox.preload);
+RES_OPTIONS=use-vc, so that names are looked up over TCP; and with
+sandbox.network: ports HTTP_PROXY and its like.
 
 Signals: SIGTERM and SIGINT stop accepting, drain (ingress.limits.drain_timeout)
 and then end the service; a second one ends it at once. SIGHUP opens the audit
@@ -125,16 +130,27 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 	}
 	defer func() { err = l.finish(err) }()
 	f = l.open(f)
+	var told attribution
+	if l == nil { // what is learned is what the service does by itself
+		if told, err = attribute(f, args[0], log); err != nil {
+			return err
+		}
+	}
 	s, err := start(f, log)
 	if err != nil {
 		return err
 	}
 	profile, err := profileFor(f, s.doors.proxy())
+	if err == nil {
+		err = s.doors.openProgram(profile, told.file != "" || asksForProxy(profile, args[0]))
+	}
 	if err != nil {
 		s.doors.close()
 		s.gate.close()
 		return err
 	}
+	maps.Copy(profile.Env.Set, causes(s.doors, s.flight.Background())) // whatever the file says: it could not know
+	told.tell(&profile)
 	profile.Learn = l != nil
 	svc := &service{command: args, log: log, ended: make(chan struct{}), lesson: l}
 	s.service = svc
@@ -143,7 +159,7 @@ func run(ctx context.Context, t *terminal, f *config.File, args []string, log *s
 	}
 	svc.process, err = sandbox.Launch(ctx, profile, sandbox.Command{
 		Path: args[0], Args: args, Stdin: t.in, Stdout: apart(f, t.out), Stderr: apart(f, t.err), Logger: log,
-		Connect: l.notes(s, connect(s.behind)), Resolve: resolve(context.WithoutCancel(ctx), s.behind),
+		Connect: l.notes(s, connect(s.behind)), Resolve: resolve(context.WithoutCancel(ctx), s.behind), Denied: newRefusals(s.gate).hear,
 	})
 	if err != nil {
 		s.abandon()
@@ -289,10 +305,11 @@ func profileFor(f *config.File, proxy netip.AddrPort) (sandbox.Profile, error) {
 	}
 	if a := f.Ingress.Assertion; a != nil {
 		for k, v := range map[string]string{
-			"SALLYPORT_ISSUER":    assertionIssuer(a),
-			"SALLYPORT_AUDIENCE":  a.Audience,
-			"SALLYPORT_HEADER":    a.Header,
-			"SALLYPORT_JWKS_FILE": f.Keys.Publish,
+			"SALLYPORT_ISSUER":       assertionIssuer(a),
+			"SALLYPORT_AUDIENCE":     a.Audience,
+			"SALLYPORT_TRUST_DOMAIN": trustDomain(a),
+			"SALLYPORT_HEADER":       a.Header,
+			"SALLYPORT_JWKS_FILE":    f.Keys.Publish,
 		} {
 			if _, said := env[k]; !said {
 				env[k] = v

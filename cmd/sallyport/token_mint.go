@@ -26,7 +26,9 @@ func newTokenMint(t *terminal) *cobra.Command {
 made. It is for tests and demonstrations: a gate accepts it only where its
 configuration names that issuer and those keys.
 
---age makes it as if it had been issued a while ago, which gives expired tokens.`,
+--age makes it as if it had been issued a while ago, which gives expired tokens.
+--type txntoken+jwt, with txn, req_wl, rctx and tctx by --claim and a lifetime of a
+minute, makes a transaction token, as a gate of ingress.hops would sign one.`,
 		Example: `  sallyport keys generate --path issuer
   sallyport keys jwks --path issuer > issuer.jwks.json
   sallyport token mint --keys issuer --issuer https://issuer.demo.test \

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sallyport/sallyport/bearer"
+	"github.com/sallyport/sallyport/internal/jws"
 )
 
 // verdict is what token verify prints.
@@ -30,7 +31,9 @@ func newTokenVerify(t *terminal) *cobra.Command {
 		Short: "Say whether a token is valid, and if not, why",
 		Long: `Verify a token exactly as the gate does, and print the reason code.
 
-With -c the issuers of the configuration judge it. With --issuer and --audience
+With -c the issuers of the configuration judge it; a transaction token (typ
+txntoken+jwt) is judged as the service does that receives our own, or as the gate
+does that takes one from a hop (ingress.hops). With --issuer and --audience
 the flags do; keys come from --jwks, else from the issuer's metadata. With neither
 --issuer nor -c, only the strict form, the signature (by --jwks) and the times are
 judged, and no other claim.
@@ -49,7 +52,7 @@ Exit code 0 when the token is valid, 3 when it is not.`,
 			if err != nil {
 				return err
 			}
-			claims, err := v.verify(c.Context(), t, bearer.NewToken(raw))
+			claims, err := v.verify(c.Context(), t, raw)
 			out := verdict{Valid: err == nil, Reason: "valid", Claims: claims}
 			if err != nil {
 				refusal, ok := errors.AsType[*bearer.Error](err)
@@ -100,7 +103,8 @@ func (v *verification) check() error {
 }
 
 // verify returns the verified claims. A verdict on the token is a *bearer.Error; another error is ours to mend.
-func (v *verification) verify(ctx context.Context, t *terminal, token bearer.Token) (map[string]any, error) {
+func (v *verification) verify(ctx context.Context, t *terminal, raw string) (map[string]any, error) {
+	token := bearer.NewToken(raw)
 	if v.jwks != "" {
 		set, err := os.ReadFile(v.jwks)
 		if err != nil {
@@ -116,6 +120,9 @@ func (v *verification) verify(ctx context.Context, t *terminal, token bearer.Tok
 		file, err := readConfig(t, v.config)
 		if err != nil {
 			return nil, err
+		}
+		if parsed, err := jws.Parse(raw); err == nil && parsed.Type == "txntoken+jwt" {
+			return verifyTransaction(ctx, file, raw, parsed.Payload)
 		}
 		issuers = file.Ingress.Issuers
 	}

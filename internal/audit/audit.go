@@ -11,12 +11,16 @@
 //     line of kind "gap" then says how many records were refused and why.
 //   - A line that was cut short (a full disk, a crash) is ended with "[torn]"
 //     before anything else is written: it does not parse, the lines around it do.
+//   - Each line says its place in the chain of who wrote it, by the hash of all that the
+//     chain held before; checkpoints sign that (Config.Sign). A line that is altered, removed,
+//     repeated or moved is found by internal/story, and by anybody who reads doc/audit.md.
 //   - No line is longer than 24 KiB. What is cut ends with "[truncated]".
 //   - What looks like a JWT is "[redacted]", wherever it stands. Control
 //     characters are escaped: a line is safe to look at in a terminal.
 //
 // Limits: a token that is no JWT cannot be recognised; callers must not hand one
-// in. The log is not sealed: whoever can write the file can change it.
+// in. Whoever can write the file can take away what was written after the last
+// checkpoint that somebody else knows of, and no reader of the file can tell.
 package audit
 
 import (
@@ -48,6 +52,14 @@ type Config struct {
 	File       string     // path; "-" is standard output; empty means audit.jsonl
 	Durability Durability // empty means written
 	Claims     []string   // claims recorded beside issuer, subject, client and jti; none when empty
+
+	// Sign is asked for the key that signs a checkpoint, when one is due and never before the first record. It must not wait,
+	// nor call the log. Nil, or a key without private part: checkpoints are not signed, and whoever can write the file can
+	// make another of the same form.
+	Sign func() identity.Key
+	// Observe is called with each record or outcome, the other being nil, once it is accepted and before Record or
+	// Outcome returns: by many at once, and not in the order of the file. An outcome that is kept for later is accepted. It must not wait.
+	Observe func(*Record, *Outcome)
 }
 
 // Record is one decision, written before it takes effect.
@@ -73,6 +85,7 @@ type Outcome struct {
 	BytesOut int64
 	Duration time.Duration
 	Error    string
+	Detail   map[string]any // what became known after the decision
 }
 
 // Log is an append-only file of JSON lines. Safe for concurrent use.
@@ -81,15 +94,18 @@ type Log struct {
 	owned      bool   // w is a file that we opened
 	durability Durability
 	claims     []string
+	sign       func() identity.Key
+	observe    func(*Record, *Outcome)
 	logger     *slog.Logger
 	lines      sync.Pool // of *line
 	background sync.WaitGroup
 
 	mu      sync.Mutex
 	w       io.Writer
+	chain   chain
 	torn    bool        // the last thing in w is half a line
 	dirty   bool        // something was written and not synced
-	pending []byte      // whole lines that were accepted, or kept, and are not written yet
+	pending []byte      // whole lines that were accepted, or kept, and are not written yet: unsealed, since the order is that of the file
 	fault   *fault      // nil while healthy
 	timer   *time.Timer // nil, or set to tick
 	batch   *batch      // records that the next sync covers; nil when none waits
@@ -133,7 +149,7 @@ func New(w io.Writer, c Config) *Log {
 		c.Durability = Written
 	}
 	return &Log{
-		w: w, durability: c.Durability, claims: c.Claims,
+		w: w, durability: c.Durability, claims: c.Claims, sign: c.Sign, observe: c.Observe, chain: newChain(),
 		logger: slog.New(slog.DiscardHandler),
 		lines:  sync.Pool{New: func() any { return &line{b: make([]byte, 0, 1024)} }},
 	}
@@ -152,8 +168,15 @@ func (l *Log) Record(r Record) error {
 	if err := l.accept(e.b); err != nil {
 		return fmt.Errorf("record a decision: %w", err)
 	}
+	if l.observe != nil {
+		l.tellRecord(r)
+	}
 	return nil
 }
+
+// tellRecord has a record of its own, so that one that nobody observes stays on its caller's stack.
+func (l *Log) tellRecord(r Record)   { l.observe(&r, nil) }
+func (l *Log) tellOutcome(o Outcome) { l.observe(nil, &o) }
 
 // Prompt reports whether Record waits for no device.
 func (l *Log) Prompt() bool { return l.durability != Synced }
@@ -167,7 +190,11 @@ func (l *Log) Outcome(o Outcome) error {
 	e := l.lines.Get().(*line)
 	defer l.lines.Put(e)
 	e.outcome(o)
-	if err := l.acceptOutcome(e.b); err != nil {
+	accepted, err := l.acceptOutcome(e.b)
+	if accepted && l.observe != nil {
+		l.tellOutcome(o)
+	}
+	if err != nil {
 		return fmt.Errorf("record an outcome: %w", err)
 	}
 	return nil
@@ -189,8 +216,12 @@ func (l *Log) Reopen() error {
 		file.Close()
 		return fmt.Errorf("reopen the audit log: %w", os.ErrClosed)
 	}
-	if l.fault == nil && len(l.pending) > 0 {
-		if err := l.flush(); err != nil {
+	if l.fault == nil {
+		err := l.flush()
+		if err == nil {
+			err = l.finish(whyLeave)
+		}
+		if err != nil {
 			l.fail(err) // what is pending goes into the new file
 		}
 	}
@@ -203,7 +234,7 @@ func (l *Log) Reopen() error {
 		l.dirty = false
 	}
 	old := l.w
-	l.w, l.torn = file, torn
+	l.w, l.torn, l.chain.at.placed = file, torn, false
 	// an error of close(2) says nothing about what was written or synced before
 	old.(*os.File).Close()
 	return nil
@@ -231,14 +262,19 @@ func (l *Log) Close() error {
 	}
 	l.closed = true
 	l.stopTimer()
+	if l.chain.timer != nil {
+		l.chain.timer.Stop()
+	}
 	var err error
 	if l.fault != nil {
 		err = l.recover()
-	} else if len(l.pending) > 0 {
+	} else {
 		err = l.flush()
 	}
 	if err != nil {
 		err = fmt.Errorf("close the audit log: %d lines are lost: %w", countLines(l.pending), err)
+	} else if err = l.finish(whyEnd); err != nil {
+		err = fmt.Errorf("close the audit log: no last checkpoint: %w", err)
 	}
 	l.mu.Unlock()
 	l.background.Wait()

@@ -227,7 +227,7 @@ func TestBufferedIsFlushed(t *testing.T) {
 		if err := l.Record(Record{ID: id(0, n)}); err != nil {
 			t.Fatal(err)
 		}
-		until(t, func() bool { return bytes.Count(read(t, path), []byte("\n")) == n+1 })
+		until(t, func() bool { return bytes.Count(read(t, path), []byte(`"kind":"decision"`)) == n+1 })
 	}
 	// more than the memory holds is written before its time
 	for n := range 2 * maxPending / 1000 {
@@ -408,7 +408,7 @@ func TestShortWriteIsEnded(t *testing.T) {
 		t.Fatalf("%s", d.data)
 	}
 	mustClose(t, l)
-	got := strings.Split(strings.TrimSuffix(string(d.data), "\n"), "\n")
+	got := strings.Split(strings.TrimSuffix(unsealed(string(d.data)), "\n"), "\n")
 	if len(got) != 4 || len(got[1]) != 20+len("[torn]") || !strings.Contains(got[2], `"gap"`) || !strings.Contains(got[3], `"id":"3"`) {
 		t.Errorf("%q", got)
 	}

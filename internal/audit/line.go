@@ -21,15 +21,17 @@ const (
 
 // How long a member's value may be, in bytes of the line.
 const (
-	shortText   = 128
-	nameText    = 512
-	longText    = 1024
-	pathText    = 2048
-	claimsSize  = 4 << 10
-	detailSize  = 8 << 10
-	maxLine     = 24 << 10
-	maxNesting  = 8
-	timePattern = "2006-01-02T15:04:05.000000Z"
+	shortText    = 128
+	nameText     = 512
+	longText     = 1024
+	pathText     = 2048
+	claimsSize   = 4 << 10
+	detailSize   = 8 << 10
+	maxLine      = 24 << 10
+	maxNesting   = 8
+	maxWorkloads = 8 // as identity has it
+	workloadText = 256
+	timePattern  = "2006-01-02T15:04:05.000000Z"
 )
 
 // line is one JSON line under construction.
@@ -59,7 +61,7 @@ func (e *line) record(r Record, claims []string) {
 	switch {
 	case r.Decision.Allowed():
 		e.text("decision", "allow", shortText)
-	case r.Point != "run": // which tells of an event that nobody asked for
+	case r.Point != "run" && r.Point != "state" && r.Point != "watch": // which tell of what happened, not of what was asked for
 		e.text("decision", "deny", shortText)
 	}
 	e.text("code", string(r.Decision.Code), shortText)
@@ -79,7 +81,14 @@ func (e *line) record(r Record, claims []string) {
 		e.text("subject", c.Subject, nameText)
 		e.text("client", c.Client, nameText)
 		e.text("token_id", c.TokenID, nameText)
+		if c.TokenID == "" {
+			e.text("token_digest", c.Digest, shortText)
+		}
 		e.claims(claims, c.Claims)
+		if c.Transaction != r.ID { // which begins with this record
+			e.text("transaction", c.Transaction, nameText)
+		}
+		e.workloads(c.Workloads)
 	}
 	if len(r.Detail) > 0 {
 		e.object("detail", r.Detail, detailSize)
@@ -96,6 +105,9 @@ func (e *line) outcome(o Outcome) {
 	e.name("duration_ms")
 	e.b = strconv.AppendFloat(e.b, float64(o.Duration)/float64(time.Millisecond), 'f', 3, 64)
 	e.text("error", o.Error, longText)
+	if len(o.Detail) > 0 {
+		e.object("detail", o.Detail, detailSize)
+	}
 	e.end()
 }
 
@@ -145,6 +157,22 @@ func (e *line) claims(listed []string, claims map[string]any) {
 	if chosen != nil {
 		e.object("claims", chosen, claimsSize)
 	}
+}
+
+// workloads appends the services that a transaction came through, if it came through any.
+func (e *line) workloads(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	e.name("workloads")
+	e.b = append(e.b, '[')
+	for i, name := range names[:min(len(names), maxWorkloads)] {
+		if i > 0 {
+			e.b = append(e.b, ',')
+		}
+		e.quote(name, workloadText)
+	}
+	e.b = append(e.b, ']')
 }
 
 // object appends a member that is an object, or the mark in its place if it is

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +40,7 @@ func decided(t testing.TB, caller *identity.Caller) policy.Decision {
 func caller() *identity.Caller {
 	return &identity.Caller{
 		Issuer: "https://auth.example.com", Subject: "alice", Client: "shop", TokenID: "t-1", Scopes: []string{"orders:read"},
+		Transaction: "req-0", Workloads: []string{"gateway", "cart"},
 		Expires: testTime.Add(time.Hour), Claims: map[string]any{"tenant": "acme", "email": "alice@example.com"},
 	}
 }
@@ -58,13 +62,33 @@ func lines(t testing.TB, data []byte) []map[string]any {
 	t.Helper()
 	var all []map[string]any
 	for _, text := range bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n")) {
-		var m map[string]any
-		if err := json.Unmarshal(text, &m); err != nil {
-			t.Fatalf("%v: %q", err, text)
+		m := parseLine(t, string(text))
+		if m["kind"] != "checkpoint" {
+			all = append(all, m)
 		}
-		all = append(all, m)
 	}
 	return all
+}
+
+func parseLine(t testing.TB, text string) (m map[string]any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		t.Fatalf("%v: %q", err, text)
+	}
+	return m
+}
+
+var placeAtEnd = regexp.MustCompile(`(?m),"chain":"[^"]*","n":[0-9]+,"hash":"[^"]*"}$`)
+
+// unsealed is what was written before there were chains: lines without their place, and no checkpoint.
+func unsealed(data string) string {
+	var b strings.Builder
+	for text := range strings.Lines(placeAtEnd.ReplaceAllString(data, "}")) {
+		if !strings.Contains(text, `"kind":"checkpoint"`) {
+			b.WriteString(text)
+		}
+	}
+	return b.String()
 }
 
 func TestLines(t *testing.T) {
@@ -96,13 +120,13 @@ func TestLines(t *testing.T) {
 	const start = `{"v":1,"time":"2027-03-01T12:00:00.123456Z","kind":`
 	want := start + `"decision","id":"req-1","point":"ingress","decision":"allow","code":"allowed","reason":"has orders:read","route":"read-order",` +
 		`"method":"GET","path":"/orders/1","host":"api.example.com","source":"192.0.2.7","issuer":"https://auth.example.com","subject":"alice",` +
-		`"client":"shop","token_id":"t-1","claims":{"tenant":"acme"},"detail":{"attempt":1}}` + "\n" +
+		`"client":"shop","token_id":"t-1","claims":{"tenant":"acme"},"transaction":"req-0","workloads":["gateway","cart"],"detail":{"attempt":1}}` + "\n" +
 		start + `"decision","id":"req-2","point":"ingress","decision":"deny","code":"insufficient_scope","reason":"lacks orders:write","method":"POST","path":"/orders"}` + "\n" +
 		start + `"decision","id":"req-3","point":"ingress","decision":"deny"}` + "\n" +
 		start + `"decision","id":"run-1","point":"run","code":"started","detail":{"enforced":["landlock","seccomp"],"error":"none","limits":{"files":18446744073709551615},"list":[true,-1],"nothing":null,"ratio":0.5}}` + "\n" +
 		start + `"outcome","id":"req-1","status":200,"bytes_in":1,"bytes_out":1099511627776,"duration_ms":1.235}` + "\n" +
 		start + `"outcome","id":"req-2","status":0,"bytes_in":0,"bytes_out":0,"duration_ms":0.000,"error":"the service closed the connection"}` + "\n"
-	if got := b.String(); got != want {
+	if got := unsealed(b.String()); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
@@ -132,11 +156,33 @@ func TestDocumentedSchema(t *testing.T) {
 		documented[title] = members
 	}
 	var record, outcome, gap line
-	record.record(fullRecord(t), []string{"tenant"})
-	outcome.outcome(Outcome{ID: "1", Error: "x"})
+	full := fullRecord(t)
+	full.Detail["x"] = 1
+	record.record(full, []string{"tenant"})
+	outcome.outcome(Outcome{ID: "1", Error: "x", Detail: map[string]any{"window": 2}})
 	gap.gap(fault{err: errors.New("x")}, testTime)
-	for kind, e := range map[string]line{"decision": record, "outcome": outcome, "gap": gap} {
-		members := lines(t, e.b)[0]
+	digest := full
+	digest.Caller = &identity.Caller{Issuer: "i", Digest: "d"}
+	var nameless line
+	nameless.record(digest, nil)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	for range 2 { // the second sees the first
+		l := mustOpen(t, Config{File: path, Sign: func() identity.Key { return testKey }})
+		if err := l.Record(full); err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, l)
+	}
+	sealed := everything(t, read(t, path))
+	written := map[string]map[string]any{"decision": sealed[1], "outcome": lines(t, outcome.b)[0], "gap": lines(t, gap.b)[0], "checkpoint": {}}
+	maps.Copy(written["decision"], lines(t, record.b)[0])
+	maps.Copy(written["decision"], lines(t, nameless.b)[0])
+	for _, m := range sealed {
+		if m["kind"] == "checkpoint" {
+			maps.Copy(written["checkpoint"], m)
+		}
+	}
+	for kind, members := range written {
 		for m := range members {
 			if !documented["Every line"][m] && !documented["Kind `"+kind+"`"][m] {
 				t.Errorf("kind %s: %s is not documented", kind, m)
@@ -146,6 +192,11 @@ func TestDocumentedSchema(t *testing.T) {
 			if _, ok := members[m]; !ok {
 				t.Errorf("kind %s: %s is documented and not written", kind, m)
 			}
+		}
+	}
+	for m := range documented["Every line"] {
+		if _, ok := sealed[1][m]; !ok {
+			t.Errorf("%s is documented for every line and not written", m)
 		}
 	}
 	if !documented["Every line"]["v"] {
@@ -216,7 +267,7 @@ func TestNoTokenInAnyField(t *testing.T) {
 	r := Record{
 		ID: in, Time: testTime, Point: in, Decision: policy.Decision{Code: policy.Code(in), Reason: in, Route: in}, Method: in, Path: in, Host: in,
 		Source: netip.MustParseAddr("fe80::1").WithZone(jwt),
-		Caller: &identity.Caller{Issuer: in, Subject: in, Client: in, TokenID: in, Claims: map[string]any{"c": []any{in, map[string]any{in: in}}}},
+		Caller: &identity.Caller{Issuer: in, Subject: in, Client: in, TokenID: in, Transaction: in, Workloads: []string{in, in}, Claims: map[string]any{"c": []any{in, map[string]any{in: in}}}},
 		Detail: map[string]any{in: in, "list": []string{in}, "struct": struct{ A *string }{&in}, "error": errors.New(in), "raw": json.RawMessage(`{"x":"` + in + `"}`)},
 	}
 	if err := l.Record(r); err != nil {
@@ -247,7 +298,7 @@ func TestTruncated(t *testing.T) {
 		r := Record{
 			ID: long, Time: testTime, Point: long, Decision: policy.Decision{Code: policy.Code(long), Reason: long, Route: long}, Method: long, Path: long,
 			Host: long, Source: netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
-			Caller: &identity.Caller{Issuer: long, Subject: long, Client: long, TokenID: long, Claims: map[string]any{"c": long, "d": long, "e": deep}},
+			Caller: &identity.Caller{Issuer: long, Subject: long, Client: long, TokenID: long, Transaction: "x" + long, Workloads: slices.Repeat([]string{long}, 20), Claims: map[string]any{"c": long, "d": long, "e": deep}},
 		}
 		for _, detail := range []map[string]any{wide, {"deep": deep}, {long: long}, {"a": long, "b": long}} {
 			var e line

@@ -68,24 +68,26 @@ func (l *Log) refuse() {
 	}
 }
 
-// acceptOutcome takes the line of an outcome. If it cannot be written it is kept for later.
-func (l *Log) acceptOutcome(b []byte) error {
+// acceptOutcome takes the line of an outcome. If it cannot be written it is kept for later; then there is an error, and
+// it is accepted all the same.
+func (l *Log) acceptOutcome(b []byte) (accepted bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := l.take(b)
+	err = l.take(b)
 	switch {
 	case err == nil:
 		if l.durability == Synced {
 			l.schedule(flushEvery)
 		}
 	case l.fault == nil: // closed, or no durability that we know
+		return false, err
 	case len(l.pending)+len(b) > maxPending:
 		l.fault.lost++
-		err = fmt.Errorf("%w; the outcome is lost: %w", err, errFull)
+		return false, fmt.Errorf("%w; the outcome is lost: %w", err, errFull)
 	default:
 		l.pending = append(l.pending, b...)
 	}
-	return err
+	return true, err
 }
 
 // take writes a line or, in a buffered log, keeps it in memory; l.mu is held.
@@ -111,7 +113,7 @@ func (l *Log) take(b []byte) error {
 		l.schedule(flushEvery)
 		return nil
 	case Written, Synced:
-		if _, err := l.put(b); err != nil {
+		if _, err := l.put(b, ""); err != nil {
 			l.fail(err)
 			return err
 		}
@@ -120,31 +122,37 @@ func (l *Log) take(b []byte) error {
 	return fmt.Errorf("durability %q is unknown", l.durability)
 }
 
-// put writes lines with one write(2), and ends a torn line before them. It
-// returns how many bytes of whole lines are written; l.mu is held.
-func (l *Log) put(b []byte) (int, error) {
-	out, ending := b, 0
-	if l.torn {
-		out, ending = append([]byte(tornMark), b...), len(tornMark)
-	}
+// put seals lines, checkpoints among them where they are due and last at their end unless it is empty, and writes
+// them with one write(2), after the end of a torn line. It returns how many bytes of the lines that it was given are
+// written whole; l.mu is held.
+func (l *Log) put(b []byte, last string) (int, error) {
+	l.seal(b, last)
+	out := l.chain.out
 	n, err := l.w.Write(out)
 	if err == nil && n < len(out) {
 		err = io.ErrShortWrite
 	}
 	l.dirty = l.dirty || n > 0
-	if n < ending {
-		return 0, err
-	}
-	n -= ending
-	l.torn = n > 0 && b[n-1] != '\n'
-	return bytes.LastIndexByte(b[:n], '\n') + 1, err
+	return l.settle(n), err
 }
 
 // flush writes what is pending; l.mu is held. What could not be written stays pending.
 func (l *Log) flush() error {
-	n, err := l.put(l.pending)
-	l.drop(n)
-	return err
+	for done := 0; ; {
+		part := l.pending[done:]
+		if len(part) == 0 {
+			l.drop(done)
+			return nil
+		}
+		if len(part) > maxWrite {
+			part = part[:bytes.LastIndexByte(part[:maxWrite], '\n')+1]
+		}
+		n, err := l.put(part, "")
+		if done += n; err != nil {
+			l.drop(done)
+			return err
+		}
+	}
 }
 
 // drop forgets the first n bytes of what is pending.
@@ -170,7 +178,7 @@ func (l *Log) recover() error {
 	var e line
 	e.gap(*f, time.Now())
 	// alone, because it is short: as long as this fails, what is pending need not be tried
-	_, err := l.put(e.b)
+	_, err := l.put(e.b, "")
 	if err == nil {
 		f.refused, f.lost = 0, 0
 		if len(l.pending) > 0 {

@@ -75,6 +75,23 @@ func fetchURL(s string) (problem, hint string) {
 	return secureURL(u)
 }
 
+// secretURL is fetchURL for a place that secrets are sent to.
+func secretURL(s string) (problem, hint string) {
+	problem, hint = fetchURL(s)
+	if problem == "must be https" {
+		hint = "http is for loopback hosts only: anyone on the way could read the secret and the tokens"
+	}
+	return problem, hint
+}
+
+// publicURL admits what a client may write before the path of a proof.
+func publicURL(s string) (problem, hint string) {
+	if _, err := ingress.CheckPublicURL(s); err != nil {
+		return strings.TrimPrefix(err.Error(), "public_url: "), "for example `https://api.example.com`, as clients write it"
+	}
+	return "", ""
+}
+
 func secureURL(u *url.URL) (problem, hint string) {
 	switch {
 	case u.Hostname() == "":

@@ -37,6 +37,7 @@ import (
 	"github.com/sallyport/sallyport/internal/keys"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/sandbox"
+	"github.com/sallyport/sallyport/internal/state"
 )
 
 // File is a configuration that was read whole and found without error. Relative paths in it have been made
@@ -46,8 +47,11 @@ type File struct {
 	Ingress  Ingress
 	Egress   Egress
 	Sandbox  sandbox.Profile
+	Preload  string // sandbox.preload: "node", "none" or empty
 	Audit    audit.Config
+	State    state.Config
 	Keys     keys.Config
+	Watch    Watch
 	Admin    Admin
 	Warnings Errors // what is not wrong and yet should be known: a public route that has expired, for example; not nil
 }
@@ -59,26 +63,41 @@ type Ingress struct {
 	Upstream         *url.URL
 	TrustedProxies   []netip.Prefix
 	Issuers          []bearer.Issuer
+	Events           map[string][]string // by issuer, the names under which its security events are taken; an issuer that is not there sends none
 	Routes           []policy.Route
 	Policy           *policy.Policy // the same, compiled: reading the file has checked every pattern and expression
 	Assertion        *Assertion
+	Hops             []Hop
 	CORS             *ingress.CORS
 	Limits           ingress.Limits
 	Realm            string
+	PublicURL        string // what clients' URLs begin with; empty: no DPoP proof is accepted
 	ResourceMetadata string // URL (RFC 9728), named in challenges
 	KeepKeys         string // folder for the issuers' last good keys; empty: they are not kept
 }
 
 // TLS names the files of a listener's certificate. They are read again when they change.
-type TLS struct{ Cert, Key, ClientCA string }
+type TLS struct {
+	Cert, Key, ClientCA string
+	ClientCertificates  string // "requested": asked for and not judged by themselves; empty: as ClientCA says
+}
 
 // Assertion is what the service receives in place of the token.
 type Assertion struct {
-	Issuer   string // empty means "sallyport"
-	Audience string
-	Lifetime time.Duration // 60 s unless written
-	Header   string        // "Authorization" unless written
-	Claims   []string
+	Issuer      string // empty means "sallyport"
+	Audience    string
+	TrustDomain string        // empty: the audience
+	Lifetime    time.Duration // 60 s unless written
+	Header      string        // "Txn-Token" unless written
+	Claims      []string
+}
+
+// Hop is another gate whose transaction tokens are believed.
+type Hop struct {
+	Issuer  string
+	Keys    bearer.Keys // a URI or a file
+	Scopes  []string
+	Callers []string
 }
 
 // Egress is the gate behind. The zero value lets nothing out.
@@ -86,6 +105,19 @@ type Egress struct {
 	Listen string // "host:port" on loopback or "unix:PATH"; empty: no forward proxy
 	Rules  egress.Rules
 	Limits egress.Limits
+}
+
+// Watch is what raises alarms. The zero value has the rules that come with sallyport, and sends alarms nowhere.
+type Watch struct {
+	Rules    string // a file of package watch's rules
+	Baseline string // a file
+	Webhook  *Webhook
+}
+
+// Webhook is where alarms are sent.
+type Webhook struct {
+	URL        string
+	SecretFile string // empty: none is sent
 }
 
 // Admin is the listener for operators.

@@ -254,7 +254,7 @@ func TestRead(t *testing.T) {
 		if f.Path != path || f.Audit.File != filepath.Join(dir, "audit.jsonl") || f.Keys.Path != filepath.Join(dir, "keys") {
 			t.Errorf("Read(%q): path %q, audit file %q, keys %q; want them in %q", name, f.Path, f.Audit.File, f.Keys.Path, dir)
 		}
-		if want := []string{path, f.Keys.Path, f.Audit.File}; !reflect.DeepEqual(f.Sandbox.Deny, want) {
+		if want := []string{path, f.Keys.Path, f.Audit.File, f.State.Path}; !reflect.DeepEqual(f.Sandbox.Deny, want) {
 			t.Errorf("Read(%q): denied to the program: %q, want %q", name, f.Sandbox.Deny, want)
 		}
 	}
@@ -346,7 +346,7 @@ func TestWarnings(t *testing.T) {
 
 // TestEgressWarnings: what is legal there and lets through more, or less, than one may think.
 func TestEgressWarnings(t *testing.T) {
-	const destination = "destinations: [{name: billing, hosts: [\"billing.internal:443\"]}]"
+	const destination = "destinations: [{name: billing, hosts: [\"billing.internal:443\"], for: any}]"
 	for _, c := range []struct{ name, with, want string }{
 		{"nothing", "egress: {" + destination + "}\n", ""},
 		{"report", "egress: {mode: report, " + destination + "}\n", "13:16: egress.mode: what no destination names is recorded, and passes"},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"net/url"
@@ -19,10 +20,13 @@ func (r *reader) decode(v *value, now time.Time) *File {
 	f := &File{
 		Ingress: r.ingress(v.get("ingress"), now),
 		Audit:   r.audit(v.get("audit")),
+		State:   r.state(v.get("state")),
+		Watch:   watch(v.get("watch")),
 		Admin:   Admin{Listen: v.get("admin").get("listen").text()},
 	}
 	f.Keys = r.keys(v.get("keys"), f.Ingress.Assertion != nil)
 	f.Sandbox = r.sandbox(v.get("sandbox"), f.Ingress.Upstream)
+	f.Preload = v.get("sandbox").get("preload").text()
 	f.Egress = r.egress(v.get("egress"), v.get("sandbox").get("sockets"), f.Sandbox)
 	r.together(v, f)
 	return f
@@ -38,11 +42,18 @@ func (r *reader) ingress(v *value, now time.Time) Ingress {
 		Realm:    v.get("realm").text(),
 		KeepKeys: v.get("keep_keys").text(),
 
+		PublicURL:        strings.TrimSuffix(v.get("public_url").raw, "/"),
 		ResourceMetadata: v.get("resource_metadata").raw, // as written: clients compare it
 	}
 	if t := v.get("tls"); t.isSet {
-		in.TLS = &TLS{Cert: t.get("cert").text(), Key: t.get("key").text(), ClientCA: t.get("client_ca").text()}
+		in.TLS = &TLS{
+			Cert: t.get("cert").text(), Key: t.get("key").text(), ClientCA: t.get("client_ca").text(), ClientCertificates: t.get("client_certificates").text(),
+		}
+		if c := t.get("client_certificates"); c.isSet && t.get("client_ca").isSet {
+			r.fail(c, "remove it: `client_ca` requires a certificate already", "excludes ingress.tls.client_ca")
+		}
 	}
+	in.Events = events(v.get("issuers"))
 	for _, p := range v.get("trusted_proxies").entries {
 		if p.ok {
 			in.TrustedProxies = append(in.TrustedProxies, p.prefix())
@@ -51,6 +62,8 @@ func (r *reader) ingress(v *value, now time.Time) Ingress {
 	if a := v.get("assertion"); a.isSet {
 		in.Assertion = assertion(a)
 	}
+	r.proofs(v, &in)
+	in.Hops = r.hops(v.get("hops"), in.Assertion)
 	in.Routes, in.Policy = r.routes(v.get("routes"), now)
 	if u := in.Upstream; u != nil && u.Scheme == "http" {
 		u.Path = "" // "/" and nothing are the same place
@@ -60,6 +73,20 @@ func (r *reader) ingress(v *value, now time.Time) Ingress {
 		}
 	}
 	return in
+}
+
+// proofs refuses routes that ask for what nobody could show here.
+func (r *reader) proofs(v *value, in *Ingress) {
+	keys := in.PublicURL != "" || v.get("public_url").wrong()
+	certificates := v.get("tls").wrong() || in.TLS != nil && (in.TLS.ClientCA != "" || in.TLS.ClientCertificates != "")
+	for _, e := range v.get("routes").entries {
+		if c := e.get("sender_constrained"); c.text() == "required" && !keys && !certificates {
+			r.fail(c, "set ingress.public_url for DPoP; or ingress.tls.client_certificates or client_ca for bound certificates", "nobody could prove anything here: there is neither a public_url nor a client certificate")
+		}
+		if c := e.get("dpop_nonce"); c.ok && !keys {
+			r.fail(c, "set ingress.public_url", "without ingress.public_url no DPoP proof is accepted")
+		}
+	}
 }
 
 func (r *reader) issuers(v *value) []bearer.Issuer {
@@ -90,6 +117,17 @@ func (r *reader) issuers(v *value) []bearer.Issuer {
 	return out
 }
 
+// events is under which names each issuer's security events are taken.
+func events(v *value) map[string][]string {
+	out := map[string][]string{}
+	for _, e := range v.entries {
+		if issuer := e.get("issuer"); issuer.ok && e.get("events").isSet {
+			out[issuer.raw] = e.get("events").get("audience").texts()
+		}
+	}
+	return out
+}
+
 func issuerKeys(v *value) bearer.Keys {
 	if v.is(text) {
 		return bearer.Keys{Discovery: v.text() == "discovery"}
@@ -99,19 +137,50 @@ func issuerKeys(v *value) bearer.Keys {
 
 func assertion(v *value) *Assertion {
 	a := &Assertion{
-		Issuer:   v.get("issuer").text(),
-		Audience: v.get("audience").text(),
-		Lifetime: v.get("lifetime").duration(),
-		Header:   v.get("header").text(),
-		Claims:   v.get("claims").texts(),
+		Issuer:      v.get("issuer").text(),
+		Audience:    v.get("audience").text(),
+		TrustDomain: v.get("trust_domain").text(),
+		Lifetime:    v.get("lifetime").duration(),
+		Header:      v.get("header").text(),
+		Claims:      v.get("claims").texts(),
 	}
 	if a.Lifetime == 0 {
 		a.Lifetime = time.Minute
 	}
 	if a.Header == "" {
-		a.Header = "Authorization"
+		a.Header = "Txn-Token"
 	}
 	return a
+}
+
+// hops decodes the gates whose word is taken, which takes a name of our own and a trust domain in common.
+func (r *reader) hops(v *value, a *Assertion) []Hop {
+	var out []Hop
+	first := make(map[string]int)
+	for i, e := range v.entries {
+		h := Hop{
+			Issuer:  e.get("issuer").text(),
+			Keys:    bearer.Keys{URI: e.get("keys").get("jwks_uri").raw, File: e.get("keys").get("jwks_file").text()},
+			Scopes:  e.get("scopes").texts(),
+			Callers: e.get("callers").texts(),
+		}
+		if n := e.get("issuer"); n.ok {
+			if before, again := first[h.Issuer]; again {
+				r.fail(n, "one gate is described once: join the two", "the same as ingress.hops[%d]", before)
+			} else {
+				first[h.Issuer] = i
+			}
+			if a != nil && h.Issuer == cmp.Or(a.Issuer, "sallyport") {
+				r.fail(n, "give each gate an `assertion.issuer` of its own", "our own name: what we tell our service would open this gate")
+			}
+		}
+		out = append(out, h)
+	}
+	if v.isSet && (a == nil || a.TrustDomain == "") {
+		r.fail(v, "write `assertion: {audience: NAME, trust_domain: DOMAIN}`, with the domain that the other gates write too",
+			"without ingress.assertion.trust_domain nobody can say that a transaction is meant for this service")
+	}
+	return out
 }
 
 func (r *reader) cors(v *value) *ingress.CORS {
@@ -189,6 +258,11 @@ func (r *reader) route(v *value, now time.Time) policy.Route {
 		AllowInPath: v.get("allow_in_path").texts(),
 		Upgrades:    v.get("upgrades").texts(),
 		Headers:     v.get("headers").texts(),
+
+		Bound:        v.get("sender_constrained").text() == "required",
+		Nonce:        v.get("dpop_nonce").text() == "required",
+		TokenID:      v.get("require_jti").yes(),
+		Unprivileged: v.get("privileged").ok && !v.get("privileged").yes(),
 	}
 	switch {
 	case scopes.is(sequence) && len(scopes.entries) == 0:
@@ -226,6 +300,7 @@ func (r *reader) together(v *value, f *File) {
 		}
 	}
 	r.behind(v, f)
+	r.causes(v.get("egress"), f.Ingress)
 	r.walls(v, f)
 }
 

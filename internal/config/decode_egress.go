@@ -2,9 +2,12 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
+	"github.com/sallyport/sallyport/internal/credential"
 	"github.com/sallyport/sallyport/internal/egress"
+	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/sandbox"
 )
 
@@ -70,6 +73,7 @@ func (r *reader) destination(v *value) egress.Destination {
 	d := egress.Destination{
 		Name:      v.get("name").text(),
 		Hosts:     v.get("hosts").texts(),
+		For:       r.forWhom(v.get("for")),
 		Protocol:  v.get("protocol").text(),
 		Originate: v.get("tls").text() == "originate",
 		CA:        v.get("ca_file").text(),
@@ -77,6 +81,8 @@ func (r *reader) destination(v *value) egress.Destination {
 		Paths:     v.get("paths").texts(),
 		Public:    v.get("addresses").text() == "public",
 		Direct:    v.get("direct").yes(),
+
+		Credential: credentialOf(v.get("credential")),
 	}
 	if p := v.get("protocol"); p.wrong() || v.get("tls").wrong() {
 		return d // what follows would be about a protocol that nobody meant
@@ -95,8 +101,17 @@ func (r *reader) destination(v *value) egress.Destination {
 	if ca := v.get("ca_file"); ca.isSet && !d.Originate {
 		r.fail(ca, "add `tls: originate`, or remove it", "it is the service that verifies the destination, not we")
 	}
+	if c := v.get("credential"); d.Credential.Kind != "" && !d.Originate && d.Protocol != egress.ProtocolHTTP {
+		r.fail(c, "`tls: originate`, if the service can speak plain HTTP to us; or remove it", "requests are not seen with `protocol: %s`, so nothing could be attached to them", protocolOf(d))
+	}
+	if e := v.get("credential").get("exchange"); e.ok && d.Credential.Audience+d.Credential.Resource == "" {
+		r.fail(e, "add `audience` or `resource`, as the authorization server knows the destination", "does not say whom the token is for")
+	}
 	if direct := v.get("direct"); d.Direct && d.Protocol != egress.ProtocolTCP {
 		r.fail(direct, "remove it, or write `protocol: tcp`", "what goes straight there is not seen, and `protocol: %s` is about what is sent", protocolOf(d))
+	}
+	if direct := v.get("direct"); d.Direct && v.get("for").ok && d.For.Narrow() {
+		r.fail(direct, "remove it, or write `for: any`", "what goes straight there cannot be ended when a request begins that may not cause it")
 	}
 	for _, h := range v.get("hosts").entries {
 		if _, err := netip.ParseAddrPort(h.text()); err == nil && d.Public {
@@ -104,6 +119,59 @@ func (r *reader) destination(v *value) egress.Destination {
 		}
 	}
 	return d
+}
+
+// credentialOf is what is attached. The kind is the name of the key that is there.
+func credentialOf(v *value) credential.Config {
+	for _, kind := range []credential.Kind{credential.Forward, credential.Exchange, credential.Service, credential.File, credential.Assertion} {
+		k := v.get(string(kind))
+		if !k.isSet {
+			continue
+		}
+		return credential.Config{
+			Kind: kind, Audience: k.get("audience").text(), Scopes: k.get("scopes").texts(),
+			TokenEndpoint: k.get("token_endpoint").raw, ClientID: k.get("client_id").text(), ClientSecretFile: k.get("client_secret_file").text(), Resource: k.get("resource").raw,
+			Path: k.get("path").text(), Header: k.get("header").text(), Prefix: k.get("prefix").text(),
+		}
+	}
+	return credential.Config{}
+}
+
+func (r *reader) forWhom(v *value) policy.For {
+	if v.is(text) {
+		return policy.For{Any: v.text() == "any", Background: v.text() == "background"}
+	}
+	f := policy.For{Routes: v.get("routes").texts(), Scopes: v.get("scopes").texts(), Background: v.get("background").yes()}
+	if v.ok && !f.Background && len(f.Routes)+len(f.Scopes) == 0 {
+		r.fail(v, "`{routes: [create-order]}`, `background` or `any`", "names no request, and nothing else: nothing could cause it")
+	}
+	return f
+}
+
+// causes checks that the routes that destinations are for are there, and that what is stated of a caller can be.
+func (r *reader) causes(v *value, in Ingress) {
+	var names []string
+	for _, route := range in.Routes {
+		names = append(names, route.Name)
+	}
+	for _, d := range v.get("destinations").entries {
+		switch a := d.get("credential").get("assertion"); {
+		case !a.ok:
+		case in.Assertion == nil || in.Assertion.TrustDomain == "":
+			r.fail(a, "`ingress: {assertion: {..., trust_domain: ...}}`", "two gates that believe each other are of one trust domain, and this one has none")
+		case a.get("audience").text() == in.Assertion.Audience:
+			r.fail(a.get("audience"), "the other service, as `ingress.assertion.audience` of the gate there names it", "is this service")
+		}
+		for _, name := range d.get("for").get("routes").entries {
+			if name.ok && !slices.Contains(names, name.text()) {
+				hint := suggest(name.text(), names)
+				if hint == "" {
+					hint = "the name of one of ingress.routes"
+				}
+				r.fail(name, hint, "there is no route of this name: no request could cause it")
+			}
+		}
+	}
 }
 
 func protocolOf(d egress.Destination) string {

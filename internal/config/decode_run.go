@@ -123,6 +123,14 @@ func (r *reader) audit(v *value) audit.Config {
 	return c
 }
 
+func watch(v *value) Watch {
+	w := Watch{Rules: v.get("rules").text(), Baseline: v.get("baseline").text()}
+	if hook := v.get("webhook"); hook.isSet {
+		w.Webhook = &Webhook{URL: hook.get("url").raw, SecretFile: hook.get("secret_file").text()}
+	}
+	return w
+}
+
 func (r *reader) keys(v *value, asserting bool) keys.Config {
 	c := keys.Config{
 		Path:        v.get("path").text(),
@@ -166,8 +174,16 @@ func (r *reader) walls(v *value, f *File) {
 	if f.Keys.Publish != "" {
 		believed = append(believed, place{"the published keys (keys.publish)", f.Keys.Publish})
 	}
+	for _, h := range f.Ingress.Hops {
+		if h.Keys.File != "" {
+			believed = append(believed, place{"the keys of the gate " + quote(h.Issuer), h.Keys.File})
+		}
+	}
 	if f.Ingress.KeepKeys != "" {
 		believed = append(believed, place{"the issuers' kept keys (ingress.keep_keys)", f.Ingress.KeepKeys})
+	}
+	if f.State.CA != "" {
+		believed = append(believed, place{"the roots of the state's servers (state.ca_file)", f.State.CA})
 	}
 	if t := f.Ingress.TLS; t != nil && t.ClientCA != "" {
 		believed = append(believed, place{"ingress.tls.client_ca", t.ClientCA})
@@ -217,8 +233,30 @@ func private(self string, v *value, f *File) []place {
 	if f.Audit.File != "-" && !v.get("audit").get("file").wrong() {
 		ours = append(ours, place{"the audit log (audit.file)", f.Audit.File})
 	}
+	if s := v.get("state"); f.State.Path != "" && !s.get("path").wrong() {
+		ours = append(ours, place{"the state (state.path)", f.State.Path})
+	}
+	if f.State.Credentials != "" {
+		ours = append(ours, place{"the state's credentials (state.credentials_file)", f.State.Credentials})
+	}
 	if t := f.Ingress.TLS; t != nil && t.Key != "" {
 		ours = append(ours, place{"the listener's key (ingress.tls.key)", t.Key})
+	}
+	watched := []place{{"the rules of the watch (watch.rules)", f.Watch.Rules}, {"what the watch has learned (watch.baseline)", f.Watch.Baseline}}
+	if h := f.Watch.Webhook; h != nil {
+		watched = append(watched, place{"the webhook's secret (watch.webhook.secret_file)", h.SecretFile})
+	}
+	for _, p := range watched {
+		if p.path != "" {
+			ours = append(ours, p)
+		}
+	}
+	for _, d := range f.Egress.Rules.Destinations {
+		for _, path := range []string{d.Credential.Path, d.Credential.ClientSecretFile} {
+			if path != "" {
+				ours = append(ours, place{"the credential for destination " + quote(d.Name), path})
+			}
+		}
 	}
 	return ours
 }

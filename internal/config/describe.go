@@ -18,11 +18,10 @@ func describe() *key {
 		describeEgress(),
 		describeSandbox(),
 		describeAudit(),
+		describeState(),
 		describeKeys(),
+		describeWatch(),
 		describeAdmin(),
-	}, later: []key{
-		{name: "state", doc: "revocations and once-only identifiers would not be kept or shared between replicas",
-			unset: "until then a token is good until it expires, so keep `max_lifetime` short"},
 	}}
 }
 
@@ -48,10 +47,14 @@ func describeIngress() key {
 				doc:   "The ways in. Whatever no route names is answered 404. A route says who may pass: `scopes`, `when`, both, or `public`.",
 				unset: "every request is answered 404, and a warning says so", item: describeRoute()},
 			describeAssertion(),
+			describeHops(),
 			describeCORS(),
 			describeLimits(),
 			{name: "resource_metadata", kind: link, example: "https://api.example.com/.well-known/oauth-protected-resource", check: fetchURL, pattern: `^https?://[^ "\\#]+$`, shape: "an https URL",
 				doc: "Where clients find this API's metadata (RFC 9728); named in `WWW-Authenticate` when a request is refused.", unset: "it is not named"},
+			{name: "public_url", kind: link, example: "https://api.example.com", check: publicURL, pattern: `^https?://[^ ?#"\\\\]+$`, shape: "an http or https URL without query and fragment",
+				doc:   "What clients' URLs of this gate begin with: scheme, host, port, and a path that a proxy in front takes away. A DPoP proof (RFC 9449) names it byte for byte.",
+				unset: "no DPoP proof is accepted, so tokens that are bound to a key are refused"},
 			{name: "keep_keys", kind: path, example: "issuer-keys",
 				doc:   "A folder for the issuers' last good keys, so that a restart while an issuer is down need not refuse its tokens; they serve for an hour at most.",
 				unset: "they are not kept: after a restart nobody is let in until the issuer answers"},
@@ -68,6 +71,9 @@ func describeTLS() key {
 			{name: "key", kind: path, required: true, example: "tls/key.pem", doc: "Its private key, PEM."},
 			{name: "client_ca", kind: path, example: "tls/clients.pem", doc: "The authorities whose client certificates are required, PEM.",
 				unset: "callers need no certificate"},
+			{name: "client_certificates", kind: text, enum: []string{"requested"}, example: "requested",
+				doc:   "Callers are asked for a certificate, and whoever signed it is taken: it is for tokens that are bound to it (RFC 8705). Excludes `client_ca`.",
+				unset: "no certificate is asked for, unless `client_ca` requires one"},
 		}}
 }
 
@@ -106,6 +112,13 @@ func describeIssuer() *key {
 				{name: "only", kind: sequence, example: "[sub, jti, scope]", doc: "The closed list of claims: a token with any other is refused. Those of `required` and iss, aud, exp, nbf and iat belong to it by themselves; an empty list closes nothing.",
 					unset: "unknown claims are ignored", item: &key{kind: text, check: notBlank}},
 			}},
+		{name: "events", kind: section, example: "{audience: [https://gate.example.com/events]}",
+			doc:   "Its security event tokens (RFC 8417) are taken at the admin listener (`POST /events`): a session that it ends ends here too.",
+			unset: "it can end nothing here: its tokens are good until they expire or are revoked here",
+			keys: []key{
+				{name: "audience", kind: sequence, required: true, least: 1, example: "[https://gate.example.com/events]",
+					doc: "The names under which we receive its events: the `aud` of a security event token must hold one of them.", item: &key{kind: text, check: notBlank}},
+			}},
 		{name: "scope_claim", kind: text, def: "scope", example: "scp", check: notBlank,
 			doc: "The claim that holds the scopes: a string separated by spaces, or a list of strings.", unset: "it is `scope` (RFC 9068)"},
 	}, later: []key{
@@ -114,8 +127,12 @@ func describeIssuer() *key {
 	}}
 }
 
+func describeScope() *key {
+	return &key{kind: text, pattern: `^[!#-\[\]-~]+$`, shape: "a scope: printable ASCII without spaces, quotes and backslashes", example: "orders:read"}
+}
+
 func describeRoute() *key {
-	scope := &key{kind: text, pattern: `^[!#-\[\]-~]+$`, shape: "a scope: printable ASCII without spaces, quotes and backslashes", example: "orders:read"}
+	scope := describeScope()
 	return &key{kind: section, example: `{name: read-order, match: "GET /orders/{id}", scopes: [orders:read]}`, either: [][]string{{"scopes", "when"}, {"public"}},
 		say: "name the scopes a caller needs; `scopes: []` admits every verified caller; a public route has `public: {reason: ..., owner: ..., expires: ...}`", keys: []key{
 			{name: "name", kind: text, required: true, example: "read-order", pattern: `^[a-z0-9-]+$`, shape: "made of a-z, 0-9 and `-`",
@@ -146,22 +163,19 @@ func describeRoute() *key {
 				unset: "a path that holds either is refused", item: &key{kind: text, enum: []string{"%2F", ";"}}},
 			{name: "upgrades", kind: sequence, example: "[websocket]", doc: "The protocols a request may switch to. The token is verified at the switch.", unset: "a request to switch is refused",
 				item: &key{kind: text, enum: []string{"websocket"}}},
+			{name: "sender_constrained", kind: text, enum: []string{"required", "if_bound"}, def: "if_bound", example: "required",
+				doc:   "`required` takes only tokens that are bound to a key or a certificate (`cnf`), with the proof of it: DPoP (RFC 9449), or the certificate of the connection (RFC 8705).",
+				unset: "a token that is bound needs its proof, and one that is not bound needs none"},
+			{name: "dpop_nonce", kind: text, enum: []string{"required"}, example: "required",
+				doc:   "A DPoP proof must hold a nonce of this gate, which a client without one is told.",
+				unset: "the time in a proof, of the last minute, is enough"},
+			{name: "require_jti", kind: boolean, def: "false", example: "true", doc: "Whether a token must have an identifier (`jti`), by which it can be revoked alone.",
+				unset: "a token without one is revoked by its digest, or with others"},
+			{name: "privileged", kind: boolean, def: "true", example: "false",
+				doc:   "Whether the route is closed (503) while what has been revoked is not known: the state is not loaded, or older than `state.max_feed_age`.",
+				unset: "it is closed then"},
 			{name: "headers", kind: sequence, example: "[x-tenant]", doc: "Request headers that `when` may read as `request.header[\"x-tenant\"]`. The caller chooses what they hold.",
 				unset: "`when` sees no header", item: &key{kind: text, pattern: `^[a-z0-9][a-z0-9-]*$`, shape: "a header name in lower case", example: "x-tenant", check: readableHeader}},
-		}}
-}
-
-func describeAssertion() key {
-	return key{name: "assertion", kind: section, example: "{audience: orders}",
-		doc: "What the service receives in place of the token: a statement of who calls, signed by us with the newest key of `keys`.", unset: "the service receives no statement of who calls",
-		keys: []key{
-			{name: "issuer", kind: text, def: "sallyport", example: "https://gate.example.com", check: notBlank, doc: "Its `iss`.", unset: "it is `sallyport`"},
-			{name: "audience", kind: text, required: true, example: "orders", check: notBlank, doc: "Its `aud`: the service's name."},
-			{name: "lifetime", kind: duration, min: second, max: minute, def: "60s", example: "30s", doc: "How long it is valid.", unset: "it is a minute, the most there is"},
-			{name: "header", kind: text, def: "Authorization", example: "X-Caller", pattern: `^[A-Za-z0-9][A-Za-z0-9-]*$`, shape: "a header name", check: assertionHeader,
-				doc: "The header that carries it: `Bearer ...` in `Authorization`, bare in any other.", unset: "it is `Authorization`"},
-			{name: "claims", kind: sequence, example: "[tenant]", doc: "Claims of the token that are copied into it.", unset: "issuer, subject, client and scopes only",
-				item: &key{kind: text, check: notBlank}},
 		}}
 }
 

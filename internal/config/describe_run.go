@@ -11,7 +11,7 @@ func describeSandbox() key {
 			{name: "user", kind: text, number: true, example: "10001:10001", pattern: `^[0-9]{1,10}(:[0-9]{1,10})?$`, shape: "UID or UID:GID, in numbers", check: user,
 				doc: "The user and group to become when started as root: `UID:GID` or `UID`. Root itself is an error, unless `accept_gaps` holds `user`.", def: "65532:65532",
 				unset: "65532:65532 when started as root, else whoever started it"},
-			{name: "read", kind: sequence, example: "[/app]", doc: "Files and folders the program may read, and not execute. The signing keys, the audit log, the listener's private key and this file stay closed wherever they lie.", unset: "nothing beyond the preset", item: folder},
+			{name: "read", kind: sequence, example: "[/app]", doc: "Files and folders the program may read, and not execute. The signing keys, the audit log, the state, the listener's private key and this file stay closed wherever they lie.", unset: "nothing beyond the preset", item: folder},
 			{name: "write", kind: sequence, example: "[/tmp]", doc: "Files and folders it may read and write. What can be written can never be executed, so no entry may lie in or above one of `execute`; nor may it reach what the gate believes: this file, keys, the log.",
 				unset: "it may write nowhere", item: folder},
 			{name: "execute", kind: sequence, example: "[/app/bin]", doc: "Files and folders it may read and execute.", unset: "nothing beyond the program and the preset", item: folder},
@@ -31,6 +31,9 @@ func describeSandbox() key {
 				item: &key{kind: path, example: "/run/postgresql/.s.PGSQL.5432"}},
 			{name: "udp", kind: text, enum: []string{"none", "dns"}, def: "none", example: "dns",
 				doc: "`dns`: port 53 leads to our name server over UDP too, for programs that ask no other way (Go, musl); nothing else does. With `network: broker`.", unset: "`none`: names are looked up over TCP, for which `RES_OPTIONS=use-vc` is set"},
+			{name: "preload", kind: text, enum: []string{"node", "none"}, example: "none",
+				doc:   "`node`: Node loads a file of ours first (NODE_OPTIONS), by which each request out names the request that caused it; it finds our forward proxy in SALLYPORT_PROXY. What `env.set` says of NODE_OPTIONS holds besides. See doc/node.md.",
+				unset: "`node` where the program is `node` or the preset is, and its connections pass here; else `none`"},
 			{name: "env", kind: section, example: "{pass: [NODE_ENV]}", doc: "The program's environment beyond PATH, HOME (`/` where root was given up), LANG and TZ.", unset: "it has no other variable", keys: []key{
 				{name: "pass", kind: sequence, example: "[NODE_ENV]", doc: "Variables it inherits: the way for a secret that must be in the environment. Those by which code enters a program (LD_*, NODE_OPTIONS and the like) are refused when it starts.", unset: "none is inherited",
 					item: variableName()},
@@ -65,7 +68,7 @@ func describeAudit() key {
 }
 
 func describeKeys() key {
-	return key{name: "keys", kind: section, example: "{path: /var/lib/sallyport/keys}", doc: "Our own signing keys, for the assertion.", unset: "they are kept in `keys` beside this file",
+	return key{name: "keys", kind: section, example: "{path: /var/lib/sallyport/keys}", doc: "Our own signing keys, for the assertion and the checkpoints of the audit log.", unset: "they are kept in `keys` beside this file",
 		keys: []key{
 			{name: "path", kind: path, def: "keys", example: "/var/lib/sallyport/keys", doc: "Their folder. The program behind the gate may neither read nor write it.", unset: "`keys` beside this file"},
 			{name: "algorithm", kind: text, enum: []string{"EdDSA"}, def: "EdDSA", example: "EdDSA", doc: "The signature algorithm.", unset: "`EdDSA`"},

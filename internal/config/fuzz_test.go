@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/credential"
 	"github.com/sallyport/sallyport/internal/egress"
 )
 
@@ -77,7 +78,8 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		for i := range file.Egress.Rules.Destinations {
-			file.Egress.Rules.Destinations[i].CA = "" // a file, which need not be there
+			file.Egress.Rules.Destinations[i].CA = ""                          // a file, which need not be there
+			file.Egress.Rules.Destinations[i].Credential = credential.Config{} // it has files too
 		}
 		if _, err := egress.New(egress.Config{Rules: file.Egress.Rules, Limits: file.Egress.Limits, Audit: audit.New(io.Discard, audit.Config{})}); err != nil {
 			t.Fatalf("the gate behind cannot be built from it: %v", err)

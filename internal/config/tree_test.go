@@ -107,10 +107,31 @@ func pairsOf(n *yaml.Node, path string) []pairAt {
 	return out
 }
 
-// TestEveryKeyHasEffect: full.good.yml holds every key of the tree, and the file without any one of them is another
-// configuration, or none. A key that is described and not decoded fails here.
+// TestEveryKeyHasEffect: full.good.yml holds every key of the tree, full-local.good.yml those that exclude some of them,
+// and the file without any one of them is another configuration, or none. A key that is described and not decoded fails here.
 func TestEveryKeyHasEffect(t *testing.T) {
-	data := read(t, "testdata/full.good.yml")
+	written := make(map[string]bool)
+	effect := make(map[string]bool)
+	withoutEach(t, "testdata/full.good.yml", written, effect)
+	withoutEach(t, "testdata/full-local.good.yml", written, effect)
+	for _, path := range keyPaths() {
+		switch {
+		case !written[path]:
+			t.Errorf("%s: described, and not in full.good.yml", path)
+		case !effect[path] && path != "keys.algorithm": // there is but one
+			t.Errorf("%s: without it the file means the same: it is not decoded", path)
+		}
+		delete(written, path)
+	}
+	for path := range written {
+		t.Errorf("%s: in full.good.yml, and not described", path)
+	}
+}
+
+// withoutEach notes which keys a file has, and which of them it would be another without.
+func withoutEach(t *testing.T, name string, written, effect map[string]bool) {
+	t.Helper()
+	data := read(t, name)
 	full, err := parseFixture("full", data)
 	if err != nil {
 		t.Fatal(err)
@@ -119,8 +140,6 @@ func TestEveryKeyHasEffect(t *testing.T) {
 	if len(errs) > 0 {
 		t.Fatal(errs)
 	}
-	written := make(map[string]bool)
-	effect := make(map[string]bool)
 	for _, p := range pairsOf(root, "") {
 		path := shapePath(p.path)
 		written[path] = true
@@ -137,18 +156,6 @@ func TestEveryKeyHasEffect(t *testing.T) {
 			effect[path] = true
 		}
 	}
-	for _, path := range keyPaths() {
-		switch {
-		case !written[path]:
-			t.Errorf("%s: described, and not in full.good.yml", path)
-		case !effect[path] && path != "keys.algorithm": // there is but one
-			t.Errorf("%s: without it the file means the same: it is not decoded", path)
-		}
-		delete(written, path)
-	}
-	for path := range written {
-		t.Errorf("%s: in full.good.yml, and not described", path)
-	}
 }
 
 // unpoliced is a copy without the compiled policy, which is made from Routes.
@@ -158,21 +165,27 @@ func unpoliced(f *File) File {
 	return g
 }
 
-// TestEveryFieldIsDecoded: full.good.yml leaves no field of File zero. A field that no key fills fails here.
+// TestEveryFieldIsDecoded: full.good.yml, and full-local.good.yml beside it, leave no field of File zero. A field that no
+// key fills fails here.
 func TestEveryFieldIsDecoded(t *testing.T) {
-	f, err := parseFixture("full", read(t, "testdata/full.good.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	never := []string{
-		"File.Warnings",            // full.good.yml is without fault
-		"File.Sandbox.Limits.Core", // always 0
-		"File.Sandbox.Proxy",       // known when egress.listen is open
-		"File.Sandbox.Learn",       // no file turns the file rules off; run --learn does
-		"File.Ingress.Upstream.*",  // a *url.URL
+		"File.Warnings",                      // full.good.yml is without fault
+		"File.Sandbox.Limits.Core",           // always 0
+		"File.Sandbox.Proxy",                 // known when egress.listen is open
+		"File.Sandbox.Learn",                 // no file turns the file rules off; run --learn does
+		"File.Ingress.Upstream.*",            // a *url.URL
+		"File.Ingress.Hops[].Keys.Discovery", // a gate has no metadata
+		"File.Audit.Sign",                    // what is wired, not written
+		"File.Audit.Observe",
 	}
 	zero := make(map[string]bool)
-	zeroFields(reflect.ValueOf(*f), "File", zero)
+	for _, name := range []string{"testdata/full.good.yml", "testdata/full-local.good.yml"} {
+		f, err := parseFixture("full", read(t, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		zeroFields(reflect.ValueOf(*f), "File", zero)
+	}
 	for path, isZero := range zero {
 		if isZero && !slices.ContainsFunc(never, func(n string) bool {
 			prefix, all := strings.CutSuffix(n, "*")

@@ -26,6 +26,10 @@ const (
 	codeInternal policy.Code = "internal_error"
 	codeAudit    policy.Code = "audit_unavailable"
 
+	codeCapability policy.Code = "capability_invalid" // one was presented, and is of no request in flight here
+	codeLeaving    policy.Code = "token_leaving"      // what leaves holds an inbound token
+	codeAmbiguous  policy.Code = "cause_ambiguous"    // a credential of one caller is to be attached, and it may be for several
+
 	// behind an allow
 	codeDial          policy.Code = "dial_failed"
 	codeDialTimeout   policy.Code = "dial_timeout"
@@ -38,6 +42,8 @@ const (
 	codeLifetime      policy.Code = "lifetime"
 	codeClosing       policy.Code = "closing"
 	codeBroken        policy.Code = "connection_broken"
+	codeCredential    policy.Code = "credential_unavailable" // and those of package credential
+	codeCauseOver     policy.Code = "cause_over"             // the request whose capability opened the tunnel has ended
 )
 
 // status is the one table from a code to the status that answers it.
@@ -59,7 +65,7 @@ func status(code policy.Code) int {
 		return http.StatusBadGateway
 	case codeDialTimeout, codeAnswerTimeout:
 		return http.StatusGatewayTimeout
-	case codeLimit, codeAudit, codeClosing:
+	case codeLimit, codeAudit, codeClosing, codeCredential:
 		return http.StatusServiceUnavailable
 	case codeHost, codeUpgrade:
 		return http.StatusBadRequest
@@ -148,9 +154,11 @@ func (x *passage) hint() string {
 		case host.Port == 443:
 			protocol = ""
 		}
-		return fmt.Sprintf("egress: {destinations: [{name: %s, hosts: [%q]%s}]}", nameFor(host.Name), host.String(), protocol)
+		return fmt.Sprintf("egress: {destinations: [{name: %s, hosts: [%q], for: %s%s}]}", nameFor(host.Name), host.String(), x.forCause(), protocol)
 	case codeName:
-		return fmt.Sprintf("egress: {destinations: [{name: %s, hosts: [%q]}]}, with the port that is connected to", nameFor(host.Name), host.Name+":443")
+		return fmt.Sprintf("egress: {destinations: [{name: %s, hosts: [%q], for: %s}]}, with the port that is connected to", nameFor(host.Name), host.Name+":443", x.forCause())
+	case policy.CauseNotAllowed, policy.BackgroundNotAllowed, codeAmbiguous:
+		return x.causeHint()
 	case policy.OutMethod:
 		return fmt.Sprintf("in the destination: methods: [..., %s]", x.out.Method)
 	case policy.OutPath:
@@ -163,6 +171,33 @@ func (x *passage) hint() string {
 		return "the address is in egress.deny"
 	}
 	return ""
+}
+
+// causeHint says how the cause could have been known better, or what would let it pass.
+func (x *passage) causeHint() string {
+	switch {
+	case x.cause.level == levelProcess:
+		return "in the destination: for: any"
+	case x.cause.background:
+		return "in the destination: for: {..., background: true}; or present the request's capability"
+	case x.cause.window.Requests > 1:
+		return "present the capability of the request that causes it: Proxy-Authorization: Bearer CAPABILITY"
+	case len(x.out.Causes.All) == 1:
+		return fmt.Sprintf("in the destination: for: {routes: [..., %s]}", x.out.Causes.All[0].Route)
+	}
+	return ""
+}
+
+// forCause is what a destination would say of what caused this attempt, as far as it is known.
+func (x *passage) forCause() string {
+	c := x.one()
+	switch {
+	case x.cause.background:
+		return "background"
+	case c != nil:
+		return "{routes: [" + c.Route + "]}"
+	}
+	return "any"
 }
 
 // nameFor makes a destination's name of a host.

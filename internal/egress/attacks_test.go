@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
+	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/sallytest"
 )
 
@@ -44,7 +45,7 @@ func connectTo(host string) string { return "CONNECT " + host + " HTTP/1.1\r\nHo
 func getOf(host string) string     { return "GET http://" + host + "/ HTTP/1.1\r\nHost: x\r\n\r\n" }
 
 func TestE1BracketsAreForIPv6(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"example.com:443", "example.com:80"}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"example.com:443", "example.com:80"}, Protocol: "tcp"}}}, nil)
 	for _, host := range []string{"[example.com]:443", "[1.2.3.4]:443", "[example.com:443", "example.com]:443", "[[::1]]:443", "[]:443"} {
 		s.refused(connectTo(host), 400, "ambiguous_host", "host_invalid")
 	}
@@ -55,7 +56,7 @@ func TestE1BracketsAreForIPv6(t *testing.T) {
 
 func TestE2OtherSpellingsOfANameAreThatName(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, nil)
 	for host, status := range map[string]int{
 		"denied.com:443": 403, "DENIED.com:443": 403, "denied.com.:443": 400, "DENIED.COM.:443": 400, "xn--dnied-bsa.com:443": 403,
 		"allowed.com.:" + server.port: 400, "ａllowed.com:" + server.port: 400, "allowed。com:" + server.port: 400, "allowed.com..:" + server.port: 400,
@@ -69,7 +70,7 @@ func TestE2OtherSpellingsOfANameAreThatName(t *testing.T) {
 }
 
 func TestE3BytesThatNoHostHas(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"allowed.com:443", "allowed.com:80"}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"allowed.com:443", "allowed.com:80"}, Protocol: "tcp"}}}, nil)
 	for _, evil := range []string{"evil.com\x00.allowed.com", "evil.com%00.allowed.com", "evil.com%0d.allowed.com", "evil.com .allowed.com",
 		"evil.com@allowed.com", "allowed.com#evil.com", `evil.com\.allowed.com`, "allowed.com\tx", "evil.com\r.allowed.com", "evil.com\n.allowed.com",
 		"allowed.com/", "evil.com,allowed.com", "*", "allowed..com", "-allowed.com", strings.Repeat("a", 64) + ".com"} {
@@ -102,7 +103,7 @@ func specials() []string {
 
 func TestE5SpecialAddresses(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, nil)
 	n := 0
 	for _, a := range specials() {
 		address := netip.MustParseAddr(a)
@@ -121,7 +122,7 @@ func TestE5SpecialAddresses(t *testing.T) {
 }
 
 func TestE5MetadataStaysRefusedWhereverANameLeads(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"allowed.com:80"}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"allowed.com:80"}, Protocol: "tcp"}}}, nil)
 	for _, a := range []string{"169.254.169.254", "168.63.129.16", "169.254.170.2", "169.254.170.23", "192.0.0.192", "100.100.100.200",
 		"fd00:ec2::254", "fd20:ce::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"} {
 		s.dns.Set("allowed.com", a)
@@ -137,7 +138,7 @@ func TestE5PublicNames(t *testing.T) {
 	server := serve(t, nil, echo)
 	public, other := host("public.com", server.port), host("other.com", server.port)
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "public", Hosts: []string{public}, Protocol: "tcp", Public: true}, {Name: "other", Hosts: []string{other}, Protocol: "tcp"},
+		{Name: "public", For: anyone(), Hosts: []string{public}, Protocol: "tcp", Public: true}, {Name: "other", For: anyone(), Hosts: []string{other}, Protocol: "tcp"},
 	}}, nil)
 	s.dns.Set("other.com", "127.0.0.1")
 	for _, a := range append(specials(), "127.0.0.1") {
@@ -151,7 +152,7 @@ func TestE5PublicNames(t *testing.T) {
 
 func TestE6MixedAnswersAndRebinding(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port), host("stable.com", server.port)}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port), host("stable.com", server.port)}, Protocol: "tcp"}}}, nil)
 	s.dns.Set("allowed.com", "93.184.216.34", "10.0.0.5")
 	c := s.raw(connectTo(host("allowed.com", server.port)))
 	if res, p := c.response(); res.StatusCode != 403 || p.Code != "mixed_answer" {
@@ -168,7 +169,7 @@ func TestE6MixedAnswersAndRebinding(t *testing.T) {
 
 func TestE7DenyIsStrongerThanDestinations(t *testing.T) {
 	s := newStage(t, Rules{
-		Destinations: []Destination{{Name: "a", Hosts: []string{"10.0.0.5:80", "allowed.com:80", "169.254.169.254:80"}, Protocol: "tcp"}},
+		Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"10.0.0.5:80", "allowed.com:80", "169.254.169.254:80"}, Protocol: "tcp"}},
 		Deny:         []string{"10.0.0.5", "10.1.0.0/16"},
 	}, nil)
 	s.dns.Set("allowed.com", "10.1.2.3")
@@ -190,7 +191,7 @@ func TestE8RedirectsAreJudgedAnew(t *testing.T) {
 		io.WriteString(w, "HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/latest\r\nContent-Length: 0\r\n\r\n")
 	})
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, nil)
 	client := s.client(nil)
 	client.CheckRedirect = nil // it follows, as most do
 	res, err := client.Get("http://allowed.com:" + port + "/")
@@ -209,7 +210,7 @@ func TestE8RedirectsAreJudgedAnew(t *testing.T) {
 func TestE9TheClientHelloMustAskForTheDestination(t *testing.T) {
 	ca := newAuthority(t)
 	server := serve(t, ca.config(t, "allowed.com", "other.com"), echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port), host("alias.com", server.port)}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port), host("alias.com", server.port)}}}}, nil)
 	good := helloOf(t, &tls.Config{ServerName: "allowed.com"})
 	cases := []struct {
 		name, code string
@@ -262,7 +263,7 @@ func TestE9TheClientHelloMustAskForTheDestination(t *testing.T) {
 func TestE9HostInsideATunnelMustBeTheDestination(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", port)}, Protocol: "http", Paths: []string{"/a"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", port)}, Protocol: "http", Paths: []string{"/a"}}}}, nil)
 	tunnel := s.connect(host("allowed.com", port))
 	io.WriteString(tunnel, "GET /a HTTP/1.1\r\nHost: other.com\r\n\r\n")
 	if res, p := tunnel.response(); res.StatusCode != http.StatusMisdirectedRequest || p.Code != "host_mismatch" {
@@ -282,7 +283,7 @@ func TestE9HostInsideATunnelMustBeTheDestination(t *testing.T) {
 }
 
 func TestE10OtherPorts(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"allowed.com:443", "docker.com:2375"}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"allowed.com:443", "docker.com:2375"}, Protocol: "tcp"}}}, nil)
 	s.refused(connectTo("allowed.com:2375"), 403, "destination_unknown")
 	// A port that leads to the host is refused even if somebody wrote it down without a reason.
 	p := s.refused(connectTo("docker.com:2375"), 403, "escape_target")
@@ -306,8 +307,8 @@ func TestE11NothingLeadsBackToUs(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
 	rules := Rules{Destinations: []Destination{
-		{Name: "admin", Hosts: []string{host("admin.com", admin.port)}, Protocol: "tcp"},
-		{Name: "web", Hosts: []string{host("web.com", port)}, Protocol: "http"},
+		{Name: "admin", For: anyone(), Hosts: []string{host("admin.com", admin.port)}, Protocol: "tcp"},
+		{Name: "web", For: anyone(), Hosts: []string{host("web.com", port)}, Protocol: "http"},
 	}}
 	s := newStage(t, rules, func(c *Config) {
 		c.Own = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:" + admin.port)}
@@ -315,7 +316,7 @@ func TestE11NothingLeadsBackToUs(t *testing.T) {
 	_, own, _ := net.SplitHostPort(s.addr)
 	rules.Resolvers = []string{s.dns.Addr}
 	for _, p := range []string{own, fmt.Sprint(s.proxy.Led().Port())} {
-		rules.Destinations = append(rules.Destinations, Destination{Name: "self-" + p, Hosts: []string{host("self.com", p)}, Protocol: "tcp"})
+		rules.Destinations = append(rules.Destinations, Destination{Name: "self-" + p, For: anyone(), Hosts: []string{host("self.com", p)}, Protocol: "tcp"})
 	}
 	s.dns.Set("self.com", "127.0.0.1")
 	if err := s.proxy.Swap(rules); err != nil {
@@ -345,24 +346,31 @@ func TestE11NothingLeadsBackToUs(t *testing.T) {
 func TestE13HeadersThatAreOursOrNobodys(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, nil)
-	c := s.raw("GET http://allowed.com:" + port + "/ HTTP/1.1\r\nHost: ignored.com\r\nProxy-Authorization: Basic c2VjcmV0\r\n" +
-		"Proxy-Connection: keep-alive\r\nX-Smokescreen-Role: admin\r\nX-Upstream-Https-Proxy: http://evil.com\r\nX-Sallyport-Capability: c\r\n" +
+	flight := cause.NewFlight()
+	entry := flight.Begin(cause.Request{ID: "one", Route: "r"})
+	defer entry.Done()
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}},
+		func(c *Config) { c.Flight = flight })
+	c := s.raw("GET http://allowed.com:" + port + "/ HTTP/1.1\r\nHost: ignored.com\r\nProxy-Authorization: Bearer " + entry.Capability + "\r\n" +
+		"Proxy-Connection: keep-alive\r\nX-Smokescreen-Role: admin\r\nX-Upstream-Https-Proxy: http://evil.com\r\nX-Sallyport-Capability: " + entry.Capability + "\r\n" +
 		"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\nExpect: 100-continue\r\n" +
-		"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nTracestate: a=b\r\nAuthorization: Bearer own\r\nCookie: a=b\r\n\r\n")
+		"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nTracestate: a=b\r\nAuthorization: Bearer own\r\nX-API-Key: k\r\nCookie: a=b\r\n\r\n")
 	if res, _ := c.response(); res.StatusCode != 200 {
 		t.Fatal(res.Status)
 	}
 	raw := strings.ToLower(string(service.Raw()))
-	for _, gone := range []string{"proxy-", "smokescreen", "upstream", "sallyport", "hop", "keep-alive", "\r\nte:", "expect", "ignored.com", "user-agent", "connection"} {
+	for _, gone := range []string{"proxy-", "smokescreen", "upstream", "sallyport", "hop", "keep-alive", "\r\nte:", "expect", "ignored.com", "user-agent", "connection", "authorization", "x-api-key", entry.Capability} {
 		if strings.Contains(raw, gone) {
 			t.Errorf("%q reached the destination: %q", gone, raw)
 		}
 	}
-	for _, kept := range []string{"traceparent: 00-0af7651916cd43dd8448eb211c80319c", "tracestate: a=b", "authorization: bearer own", "cookie: a=b", "host: allowed.com:" + port} {
+	for _, kept := range []string{"traceparent: 00-0af7651916cd43dd8448eb211c80319c", "tracestate: a=b", "cookie: a=b", "host: allowed.com:" + port} {
 		if !strings.Contains(raw, kept) {
 			t.Errorf("%q did not reach the destination: %q", kept, raw)
 		}
+	}
+	if d := s.decision(0); fmt.Sprint(d.Detail["dropped"]) != "[authorization x-api-key]" || d.Detail["level"] != "capability" {
+		t.Errorf("recorded %+v", d)
 	}
 }
 
@@ -374,7 +382,7 @@ func TestE17BadCertificates(t *testing.T) {
 		"old TLS":           {Certificates: ca.config(t, "api.example").Certificates, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10},
 	} {
 		server := serve(t, config, func(c net.Conn) { io.Copy(io.Discard, c) })
-		s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("api.example", server.port)}, Originate: true, CA: ca.file}}}, nil)
+		s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("api.example", server.port)}, Originate: true, CA: ca.file}}}, nil)
 		status, body := s.get("http://api.example:" + server.port + "/")
 		if status != 502 || !strings.Contains(body, "tls_failed") {
 			t.Errorf("%s: %d %s", name, status, body)
@@ -386,7 +394,7 @@ func TestE17BadCertificates(t *testing.T) {
 }
 
 func TestE18AbortsAndPanicsEndNothing(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"allowed.com:443"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"allowed.com:443"}}}}, nil)
 	for _, text := range []string{"", "CONNECT", "CONNECT allowed.com:443 HTTP/1.1\r\n", connectTo("allowed.com:443"), connectTo("allowed.com:443") + "\x16\x03", "\x16\x03\x01", "GET http://", "\x00"} {
 		c := s.raw(text)
 		c.Conn.(*net.TCPConn).SetLinger(0)
@@ -410,7 +418,7 @@ func TestE18AbortsAndPanicsEndNothing(t *testing.T) {
 }
 
 func TestE19NoQuestionCarriesAnythingOut(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"allowed.com:443"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"allowed.com:443"}}}}, nil)
 	c := s.lead("192.0.2.53:53") // whatever name server the program knows
 	for range 50 {
 		if a := ask(t, c, "secret.evil.com.", dnsmessage.TypeA); a.RCode != dnsmessage.RCodeNameError {
@@ -441,7 +449,7 @@ func TestE19AltSvcIsNotPassedOn(t *testing.T) {
 		io.WriteString(w, "HTTP/1.1 200 OK\r\nAlt-Svc: h3=\":443\"\r\nContent-Length: 0\r\n\r\n")
 	})
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, nil)
 	res, err := s.client(nil).Get("http://allowed.com:" + port + "/")
 	if err != nil {
 		t.Fatal(err)
@@ -454,7 +462,7 @@ func TestE19AltSvcIsNotPassedOn(t *testing.T) {
 
 func TestNoRecordNoAction(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp", Direct: true}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp", Direct: true}}}, nil)
 	s.audit.fail(errors.New("disk full"))
 	c := s.raw(connectTo(host("allowed.com", server.port)))
 	if res, p := c.response(); res.StatusCode != 503 || p.Code != "audit_unavailable" {

@@ -10,6 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/cause"
+	"github.com/sallyport/sallyport/internal/credential"
+	"github.com/sallyport/sallyport/internal/policy"
 )
 
 // Config is what a proxy is built from. Rules may change while it runs (Swap), the rest may not.
@@ -19,7 +22,10 @@ type Config struct {
 	Audit   *audit.Log            // required: what cannot be recorded does not happen
 	Metrics prometheus.Registerer // nil: none
 	Logger  *slog.Logger          // nil: none
-	Own     []netip.AddrPort      // listeners of ours that no destination may lead to; port 0 is every port of the address
+	Flight  *cause.Flight         // the requests in flight at the gate in front; nil: nothing is known of them, and only what is for any cause can be reached
+	// Sign states a caller to the next gate, for credentials of the kind assertion; nil: there are none.
+	Sign func(c credential.Cause, audience string, scopes []string) (string, error)
+	Own  []netip.AddrPort // listeners of ours that no destination may lead to; port 0 is every port of the address
 }
 
 // Rules are the part of the configuration that a reload replaces, whole. The zero value refuses everything.
@@ -41,15 +47,17 @@ const (
 
 // Destination is one place that the service may reach, under a name for the record.
 type Destination struct {
-	Name      string
-	Hosts     []string // "name:port", "1.2.3.4:5432", "[::1]:5432"
-	Protocol  string   // one of the above; empty means tls
-	Originate bool     // the service speaks plain HTTP to us, and we TLS to the destination, which must prove its name
-	CA        string   // with Originate: a PEM file of roots beside the system's; empty: none
-	Methods   []string // where requests can be seen; empty: all
-	Paths     []string // patterns as of a route, without method: "/v1/{id}", "/v1/{rest...}"; where requests can be seen; empty: all
-	Public    bool     // its names may be at ordinary addresses only, as befits a name that somebody else answers for
-	Direct    bool     // with tcp: a brokered connection goes straight to the judged address; nothing is copied
+	Name       string
+	Hosts      []string          // "name:port", "1.2.3.4:5432", "[::1]:5432"
+	For        policy.For        // what may cause an attempt to reach it; required
+	Protocol   string            // one of the above; empty means tls
+	Originate  bool              // the service speaks plain HTTP to us, and we TLS to the destination, which must prove its name
+	CA         string            // with Originate: a PEM file of roots beside the system's; empty: none
+	Credential credential.Config // attached to each request, where requests can be seen; without Kind: none
+	Methods    []string          // where requests can be seen; empty: all
+	Paths      []string          // patterns as of a route, without method: "/v1/{id}", "/v1/{rest...}"; where requests can be seen; empty: all
+	Public     bool              // its names may be at ordinary addresses only, as befits a name that somebody else answers for
+	Direct     bool              // with tcp: a brokered connection goes straight to the judged address; nothing is copied
 }
 
 // Unlock names an entry of the escape-target registry that may be dialled, and says why.

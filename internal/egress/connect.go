@@ -59,6 +59,9 @@ func (p *Proxy) leads(a Attempt) (Way, bool) {
 	if p.isEntrance(a.To) {
 		return Way{Via: a.To}, true
 	}
+	if slices.Contains(p.entrances.Load().program, a.To) {
+		return p.lead(&errand{to: a.To, process: a.Process, proxy: true}), true
+	}
 	select {
 	case <-p.led.ready:
 	default:
@@ -95,8 +98,12 @@ func (p *Proxy) decidesAtOnce(a Attempt) bool {
 // lead is the way to us, where the errand is taken up.
 func (p *Proxy) lead(e *errand) Way {
 	var from netip.AddrPort
+	via := p.led.address
+	if e.proxy {
+		via = e.to
+	}
 	return Way{
-		Via:   p.led.address,
+		Via:   via,
 		Begun: func(a netip.AddrPort) { from = a; p.led.announce(a, e) },
 		Ended: func(err error) {
 			if err != nil && from.IsValid() {
@@ -173,18 +180,21 @@ func (p *Proxy) address(a Attempt) Way {
 	return x.lead(e)
 }
 
-// lead is the straight line up to the dial, which is the broker's: destination, decide by name, decide by address, record.
+// lead is the straight line up to the dial, which is the broker's: destination, decide by name, decide by address, cause,
+// record. What is led to us is judged by its cause when it is opened, since only then it may present a capability.
 func (x *passage) lead(e *errand) Way {
 	defer x.leave() // what the broker connects is not ours to count
 	x.fixed = e.to
 	switch {
 	case !x.admit():
+	case !x.find():
 	case !x.byAttempt():
 	case !x.resolve(context.Background()):
 	case !x.byAddress():
 	case x.rules.direct(x.out.Host):
-		x.via = viaDirect
-		x.decide()
+		if x.via = viaDirect; x.caused() {
+			x.decide()
+		}
 	case !x.p.Led().IsValid():
 		x.denyAs(codeClosing, "connections are not led anywhere: nobody serves them")
 	default:
@@ -198,13 +208,10 @@ func (x *passage) lead(e *errand) Way {
 
 // byAttempt is byName for a connection of which nothing can be seen yet: methods and paths are judged when they are there.
 func (x *passage) byAttempt() bool {
-	exit, d := x.rules.exits.Select(x.out)
-	if exit.Destination != nil {
-		x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
+	if x.destination == nil {
+		return true // in report mode
 	}
-	if d.Code == policy.DestinationUnknown && x.escapes() {
-		return x.refuse()
-	}
+	_, d := x.rules.exits.Select(x.out)
 	return d.Code == "" || d.Code == policy.NotJudged || x.deny(d)
 }
 
@@ -271,16 +278,19 @@ func (r *rules) escapeSocket(socket string) error {
 
 // entrances are the listeners of Serve. The service may connect to them, since what it says there is judged.
 type entrances struct {
-	tcp  []netip.AddrPort
-	unix []string
+	tcp     []netip.AddrPort
+	program []netip.AddrPort // of ServeProgram
+	unix    []string
 }
 
-func (p *Proxy) enter(a net.Addr) {
+func (p *Proxy) enter(a net.Addr, program bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.entrances.Load()
-	made := entrances{slices.Clone(old.tcp), slices.Clone(old.unix)}
-	if to, err := netip.ParseAddrPort(a.String()); err == nil {
+	made := entrances{slices.Clone(old.tcp), slices.Clone(old.program), slices.Clone(old.unix)}
+	if to, err := netip.ParseAddrPort(a.String()); err == nil && program {
+		made.program = append(made.program, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+	} else if err == nil {
 		made.tcp = append(made.tcp, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
 	} else {
 		made.unix = append(made.unix, a.String())

@@ -109,7 +109,7 @@ func addresses(m dnsmessage.Message) (list []string) {
 
 func TestAnswer(t *testing.T) {
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "a", Hosts: []string{"both.com:443", "four.com:443", "single:80", "none.com:1", "mixed.com:443", "imds.com:80", "gone.com:443"}},
+		{Name: "a", For: anyone(), Hosts: []string{"both.com:443", "four.com:443", "single:80", "none.com:1", "mixed.com:443", "imds.com:80", "gone.com:443"}},
 	}}, nil)
 	s.dns.Set("both.com", "192.0.2.101", "192.0.2.102", "2001:db8::1")
 	s.dns.Set("four.com", "192.0.2.3")
@@ -180,7 +180,7 @@ func TestAnswer(t *testing.T) {
 }
 
 func TestAnswerIsCutToWhatFits(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"many.com:443"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"many.com:443"}}}}, nil)
 	var list []string
 	for i := range 60 {
 		list = append(list, fmt.Sprintf("198.51.100.%d", i+1))
@@ -205,7 +205,7 @@ func TestAnswerIsCutToWhatFits(t *testing.T) {
 }
 
 func TestMalformedQuestions(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"a.com:443"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a.com:443"}}}}, nil)
 	good := query(t, "a.com.", dnsmessage.TypeA, 512)
 	change := func(f func(b []byte) []byte) []byte { return f(slices.Clone(good)) }
 	for name, c := range map[string]struct {
@@ -235,7 +235,7 @@ func TestMalformedQuestions(t *testing.T) {
 }
 
 func TestQuestionsOverTCPAndUDP(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"a.com:443", "b.com:443"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a.com:443", "b.com:443"}}}}, nil)
 	s.dns.Set("a.com", "192.0.2.101", "2001:db8::1")
 	c := s.lead("192.0.2.53:53")
 	// As glibc does with use-vc: both at once, and then byte by byte.
@@ -291,7 +291,7 @@ func TestManyDeniedNamesDoNotFillTheLog(t *testing.T) {
 // FuzzAnswer: whatever is asked, the answer is a message with the question's id that fits, and nothing is asked of
 // anybody for a name that no destination has.
 func FuzzAnswer(f *testing.F) {
-	s := newStage(f, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"a.com:443"}}}}, func(c *Config) { c.Audit = audit.New(io.Discard, audit.Config{}) })
+	s := newStage(f, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a.com:443"}}}}, func(c *Config) { c.Audit = audit.New(io.Discard, audit.Config{}) })
 	f.Add(query(f, "a.com.", dnsmessage.TypeA, 0))
 	f.Add(query(f, "a.com.", dnsmessage.TypeAAAA, 4096))
 	f.Add(query(f, "b.com.", dnsmessage.TypeTXT, 100))
@@ -364,7 +364,7 @@ func TestReportModeLooksNothingUpWithoutRecord(t *testing.T) {
 
 func TestRefusedNamesAreOnRecordAsRefused(t *testing.T) {
 	for _, report := range []bool{false, true} {
-		s := newStage(t, Rules{Report: report, Destinations: []Destination{{Name: "a", Hosts: []string{"imds.com:80", "bank.com:80"}}}}, nil)
+		s := newStage(t, Rules{Report: report, Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"imds.com:80", "bank.com:80"}}}}, nil)
 		s.dns.Set("imds.com", "169.254.169.254")
 		for n, c := range []struct{ name, code string }{
 			{"imds.com.", "escape_target"}, {"a b.com.", "ambiguous_host"}, {"secret\x00.com.", "ambiguous_host"},

@@ -1,8 +1,10 @@
 // Package egress is the gate behind a service: nothing leaves that no destination names.
 //
 //	p, err := egress.New(egress.Config{
-//		Rules: egress.Rules{Destinations: []egress.Destination{{Name: "billing", Hosts: []string{"billing.example.com:443"}}}},
-//		Audit: log,
+//		Rules: egress.Rules{Destinations: []egress.Destination{{
+//			Name: "billing", Hosts: []string{"billing.example.com:443"}, For: policy.For{Routes: []string{"create-order"}},
+//		}}},
+//		Audit: log, Flight: flight,
 //	})
 //	if err != nil {
 //		return err
@@ -14,18 +16,20 @@
 //
 // Every attempt goes down one line, Proxy.open, the only function here that dials:
 //
-//	destination ─ decide by name ─ resolve once ─ decide by address ─ hello ─ record ─ dial ─ outcome
+//	destination ─ cause ─ decide by name ─ resolve once ─ decide by address ─ hello ─ record ─ credential ─ dial ─ outcome
 //
-// A name that is denied is never looked up. The addresses that were judged are the addresses that are dialled, and they
-// are judged once more on the socket (package safedial). hello is where the service speaks TLS: the server that its
-// ClientHello asks for must be the destination. Each attempt has one record, written before the dial, and one outcome.
+// cause is which requests in flight the attempt may come from (package cause): every one of them must be one that the
+// destination is for. A name that is denied is never looked up. The addresses that were judged are the addresses that are
+// dialled, and they are judged once more on the socket (package safedial). hello is where the service speaks TLS: the server
+// that its ClientHello asks for must be the destination. credential is what is attached to a request, obtained when the
+// decision is on record (package credential). Each attempt has one record, written before the dial, and one outcome.
 //
 // # Three ways in
 //
 // A program that knows of proxies sends requests (absolute-form) and CONNECT to Serve's listener. A program that does not
-// is led here by a broker: Connect says where a connection goes in place of its address, and ServeLed takes it up; what
-// is looked at then is what the destination's protocol says. A connection with nothing to look at may go directly.
-// Requests are read strictly (package wire), each is judged, on every connection.
+// is led here by a broker, which also vouches for those that come to ServeProgram's listener: Connect says where a
+// connection goes in place of its address, and ServeLed takes it up; what is looked at then is what the destination's
+// protocol says. A connection with nothing to look at may go directly. Requests are read strictly (package wire), each is judged, on every connection.
 //
 // Names are resolved by Answer, a DNS server for the destinations' names only, so that a question carries nothing
 // out and an address is known by its name.
@@ -34,7 +38,7 @@
 //
 // HTTP/1.0 and 1.1. What is inside TLS is not seen: a server that serves other names behind the allowed one (domain
 // fronting) is that destination's matter; Originate shows requests to us. Of a connection with protocol tcp nothing is
-// looked at. Answers are passed on as they are. UDP is not led anywhere but to Answer.
+// looked at. Answers are passed on as they are, but for a credential that we attached, which is masked. UDP is not led anywhere but to Answer.
 package egress
 
 import (
@@ -51,6 +55,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/sallyport/sallyport/internal/credential"
+	"github.com/sallyport/sallyport/internal/leak"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/safedial"
 )
@@ -68,6 +74,8 @@ type Proxy struct {
 	entrances atomic.Pointer[entrances]
 	rules     atomic.Pointer[rules]
 	inFlight  atomic.Int64 // attempts that have no outcome yet
+	watch     watch
+	tokens    *leak.Set // inbound ones, known again in what leaves; nil where no request is known
 
 	mu  sync.Mutex       // held to change the rules, the entrances, and own
 	own []netip.AddrPort // Config.Own and the listeners that we opened or were given
@@ -91,7 +99,8 @@ type rules struct {
 // destination is a Destination, made ready.
 type destination struct {
 	Destination
-	roots *x509.CertPool // of Originate; nil: the system's
+	roots  *x509.CertPool     // of Originate; nil: the system's
+	source *credential.Source // of what is attached; nil: nothing is
 }
 
 // New checks the configuration and builds a proxy. One without audit log does not build.
@@ -108,6 +117,8 @@ func New(c Config) (*Proxy, error) {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	p.led.ready = make(chan struct{})
+	p.watch.open = map[*guarded]struct{}{}
+	p.led.announced, p.led.waiting = map[netip.AddrPort]*errand{}, map[netip.AddrPort]chan *errand{}
 	p.entrances.Store(&entrances{})
 	if err := p.Swap(c.Rules); err != nil {
 		return nil, err
@@ -115,6 +126,10 @@ func New(c Config) (*Proxy, error) {
 	var err error
 	if p.metrics, err = newMetrics(c.Metrics, p); err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
+	}
+	if c.Flight != nil {
+		p.tokens = leak.NewSet(maxTokens)
+		c.Flight.Watch(p.changed)
 	}
 	return p, nil
 }
@@ -129,14 +144,23 @@ func (p *Proxy) Swap(r Rules) error {
 
 func (p *Proxy) swap(r Rules) error {
 	made, err := p.compile(r)
+	old := p.rules.Load()
+	if err == nil {
+		err = p.sourcesFor(made, old)
+	}
 	if err != nil {
+		made.closeSources(old)
 		return fmt.Errorf("egress: %w", err)
 	}
-	if old := p.rules.Swap(made); old != nil {
+	if p.rules.Store(made); old != nil {
 		old.kept.close()
+		old.closeSources(made)
 	}
 	return nil
 }
+
+// Close ends what is being obtained for requests. Serve and ServeLed have returned.
+func (p *Proxy) Close() { p.rules.Load().closeSources(nil) }
 
 // ours makes a listener one of our own, to which no destination leads.
 func (p *Proxy) ours(address net.Addr) {
@@ -227,6 +251,12 @@ func compileDestination(index int, d Destination) (*destination, policy.Destinat
 	if d.Direct && d.Protocol != ProtocolTCP {
 		wrong("direct", "protocol: tcp", errors.New("a direct connection is not looked at"))
 	}
+	if d.Direct && d.For.Narrow() {
+		wrong("direct", "remove it, or write for: any", errors.New("a direct connection could not be ended when a request begins that may not cause it"))
+	}
+	if seen := d.Originate || d.Protocol == ProtocolHTTP; d.Credential.Kind != "" && !seen {
+		wrong("credential", "protocol: http, or tls: originate", errors.New("requests to this destination cannot be seen"))
+	}
 	if d.CA != "" && !d.Originate {
 		wrong("ca_file", "tls: originate", errors.New("certificates are verified only where we speak TLS"))
 	} else if d.CA != "" {
@@ -237,7 +267,7 @@ func compileDestination(index int, d Destination) (*destination, policy.Destinat
 		made.roots = roots
 	}
 	seen := d.Originate || d.Protocol == ProtocolHTTP
-	spec := policy.Destination{Name: d.Name, Named: d.Protocol == ProtocolTLS && !d.Originate, Seen: seen, Methods: d.Methods, Paths: d.Paths}
+	spec := policy.Destination{Name: d.Name, For: d.For, Named: d.Protocol == ProtocolTLS && !d.Originate, Seen: seen, Methods: d.Methods, Paths: d.Paths}
 	for _, h := range d.Hosts {
 		host, err := parseHost(h)
 		if err != nil {

@@ -30,8 +30,8 @@ type Step struct {
 
 // Explain runs the line up to the decision for an attempt that is not there (sallyport check --egress). host is
 // "name:port"; without a method it is a connection, of which no request is known. Nothing is sent, recorded or looked up,
-// except in the machine's own hosts file.
-func (p *Proxy) Explain(host, method, path string) Explanation {
+// except in the machine's own hosts file. of is what is taken for its cause; nil: nothing is known, and the step says who may.
+func (p *Proxy) Explain(host, method, path string, of *policy.Cause) Explanation {
 	x := p.begin(viaProxy)
 	x.out = policy.Outbound{Request: method != "", Method: method, Path: path}
 	var e Explanation
@@ -51,8 +51,17 @@ func (p *Proxy) Explain(host, method, path string) Explanation {
 		return x.explained(e)
 	}
 	step("host", true, x.out.Host.String())
-	if ok := x.explainName(); !step("destination", ok, x.explainDestination()) {
+	if ok := x.find(); !step("destination", ok, x.explainDestination()) {
 		return x.explained(e)
+	}
+	if ok := x.explainCause(of); !step("cause", ok, x.explainFor(of)) {
+		return x.explained(e)
+	}
+	if ok := x.explainName(); !ok {
+		step("request", false, "")
+		return x.explained(e)
+	} else if x.out.Request {
+		step("request", true, method+" "+path)
 	}
 	found, ok := x.explainAddress()
 	if step("address", ok, found) {
@@ -63,23 +72,48 @@ func (p *Proxy) Explain(host, method, path string) Explanation {
 
 // explainName decides by name. A connection to a destination whose requests are judged is told so, and not refused.
 func (x *passage) explainName() bool {
-	if d := x.named(); d != nil && !x.out.Request && (d.Originate || d.Protocol == ProtocolHTTP) {
-		x.destination = d
+	if d := x.destination; d != nil && !x.out.Request && (d.Originate || d.Protocol == ProtocolHTTP) {
 		return true
 	}
 	return x.byName()
 }
 
-// named is the destination that has the host, or nil.
-func (x *passage) named() *destination {
-	for _, d := range x.rules.destinations {
-		for _, h := range d.Hosts {
-			if host, err := parseHost(h); err == nil && host == x.out.Host {
-				return d
-			}
-		}
+// explainCause decides by a cause that is not there.
+func (x *passage) explainCause(of *policy.Cause) bool {
+	if x.destination == nil || of == nil {
+		return true
 	}
-	return nil
+	x.cause.level, x.cause.background = levelCapability, of.Background
+	x.out.Causes = policy.Causes{Known: true, All: []policy.Cause{*of}}
+	d := x.rules.exits.DecideCause(x.exit, x.out.Causes)
+	return d.Code == "" || x.deny(d)
+}
+
+// explainFor says what the destination is for.
+func (x *passage) explainFor(of *policy.Cause) string {
+	if x.destination == nil {
+		return "none"
+	}
+	f := x.destination.For
+	var words []string
+	switch {
+	case f.Any:
+		return "whatever causes it may"
+	case len(f.Routes) > 0 && len(f.Scopes) > 0:
+		words = append(words, "requests on route "+strings.Join(f.Routes, ", ")+" whose caller has "+strings.Join(f.Scopes, " "))
+	case len(f.Routes) > 0:
+		words = append(words, "requests on route "+strings.Join(f.Routes, ", "))
+	case len(f.Scopes) > 0:
+		words = append(words, "requests whose caller has "+strings.Join(f.Scopes, " "))
+	}
+	if f.Background {
+		words = append(words, "what no request causes")
+	}
+	said := strings.Join(words, ", and ") + " may cause it"
+	if of == nil {
+		said += "; without a capability every request in flight must be one of them"
+	}
+	return said
 }
 
 func (x *passage) explainDestination() string {

@@ -21,7 +21,7 @@ func web(t testing.TB, change func(*Config), handle func(net.Conn)) (*stage, *se
 	t.Helper()
 	server := serve(t, nil, handle)
 	h := host("web.com", server.port)
-	return newStage(t, Rules{Destinations: []Destination{{Name: "web", Hosts: []string{h}, Protocol: "http"}}}, change), server, h
+	return newStage(t, Rules{Destinations: []Destination{{Name: "web", For: anyone(), Hosts: []string{h}, Protocol: "http"}}}, change), server, h
 }
 
 // answering reads a request's header and says something.
@@ -133,7 +133,7 @@ func TestBodiesPassAsTheyAre(t *testing.T) {
 		fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n%x\r\n%s\r\n0\r\nX-Sum: 7\r\n\r\n", len(b), b)
 	})
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "web", Hosts: []string{host("web.com", port)}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "web", For: anyone(), Hosts: []string{host("web.com", port)}, Protocol: "http"}}}, nil)
 	client := s.client(nil)
 	for _, size := range []int{1, 1000, 1 << 20} {
 		for _, chunked := range []bool{false, true} {
@@ -260,8 +260,8 @@ func TestManyAtOnce(t *testing.T) {
 	_, port, _ := net.SplitHostPort(service.Addr)
 	db := serve(t, nil, echo)
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "web", Hosts: []string{host("web.com", port)}, Protocol: "http"},
-		{Name: "db", Hosts: []string{host("127.0.0.1", db.port)}, Protocol: "tcp"},
+		{Name: "web", For: anyone(), Hosts: []string{host("web.com", port)}, Protocol: "http"},
+		{Name: "db", For: anyone(), Hosts: []string{host("127.0.0.1", db.port)}, Protocol: "tcp"},
 	}}, nil)
 	client := s.client(nil)
 	var all sync.WaitGroup
@@ -306,7 +306,7 @@ func TestWhatNobodyAskedForInsideTLS(t *testing.T) {
 		config.DynamicRecordSizingDisabled = true
 		server := serve(t, config, answering("HTTP/1.1 200 OK\r\nContent-Length: 12288\r\n\r\n"+body+more))
 		h := host("web.com", server.port)
-		s := newStage(t, Rules{Destinations: []Destination{{Name: "web", Hosts: []string{h}, Originate: true, CA: ca.file}}}, nil)
+		s := newStage(t, Rules{Destinations: []Destination{{Name: "web", For: anyone(), Hosts: []string{h}, Originate: true, CA: ca.file}}}, nil)
 		for range 3 {
 			if status, got := s.get("http://" + h + "/"); status != 200 || got != body {
 				t.Errorf("%d, %d bytes, %.20q", status, len(got), got)
@@ -325,7 +325,7 @@ func TestWhatNobodyAskedForInsideTLS(t *testing.T) {
 func TestReportModeKeepsNoRefusedAddress(t *testing.T) {
 	server := serve(t, nil, answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
 	h := host("web.com", server.port)
-	s := newStage(t, Rules{Report: true, Deny: []string{"127.0.0.1"}, Destinations: []Destination{{Name: "web", Hosts: []string{h}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Report: true, Deny: []string{"127.0.0.1"}, Destinations: []Destination{{Name: "web", For: anyone(), Hosts: []string{h}, Protocol: "http"}}}, nil)
 	for n := range 2 {
 		s.get("http://" + h + "/")
 		s.settled(time.Second)
@@ -394,8 +394,8 @@ func TestHeadersThatNameAnotherMethodOrPath(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "some", Hosts: []string{host("some.com", port)}, Protocol: "http", Methods: []string{"POST", "GET"}, Paths: []string{"/a"}},
-		{Name: "all", Hosts: []string{host("all.com", port)}, Protocol: "http"},
+		{Name: "some", For: anyone(), Hosts: []string{host("some.com", port)}, Protocol: "http", Methods: []string{"POST", "GET"}, Paths: []string{"/a"}},
+		{Name: "all", For: anyone(), Hosts: []string{host("all.com", port)}, Protocol: "http"},
 	}}, nil)
 	ask := func(name, header string) (int, problem) {
 		c := s.raw("POST http://" + host(name, port) + "/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n" + header + "\r\n\r\n")

@@ -31,6 +31,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/sallytest"
 )
 
@@ -66,13 +67,13 @@ func (b *book) fail(err error) {
 
 // entry is a line of the audit log.
 type entry struct {
-	Kind, ID, Point, Decision, Code, Reason, Method, Path, Host, Source string
-	Status                                                              int
-	BytesIn                                                             int64   `json:"bytes_in"`
-	BytesOut                                                            int64   `json:"bytes_out"`
-	Duration                                                            float64 `json:"duration_ms"`
-	Error                                                               string
-	Detail                                                              map[string]any
+	Kind, ID, Point, Decision, Code, Reason, Method, Path, Host, Source, Subject string
+	Status                                                                       int
+	BytesIn                                                                      int64   `json:"bytes_in"`
+	BytesOut                                                                     int64   `json:"bytes_out"`
+	Duration                                                                     float64 `json:"duration_ms"`
+	Error                                                                        string
+	Detail                                                                       map[string]any
 }
 
 func (b *book) entries(t testing.TB) (decisions, outcomes []entry) {
@@ -85,9 +86,10 @@ func (b *book) entries(t testing.TB) (decisions, outcomes []entry) {
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			t.Fatalf("audit line %q: %v", line, err)
 		}
-		if e.Kind == "decision" {
+		switch e.Kind {
+		case "decision":
 			decisions = append(decisions, e)
-		} else {
+		case "outcome":
 			outcomes = append(outcomes, e)
 		}
 	}
@@ -155,6 +157,7 @@ func newStage(t testing.TB, rules Rules, change func(*Config)) *stage {
 		if err := s.stop(); err != nil {
 			t.Errorf("serving ended: %v", err)
 		}
+		s.proxy.Close()
 		c.Audit.Close()
 		if n := s.proxy.inFlight.Load(); n != 0 {
 			t.Errorf("%d attempts have no outcome", n)
@@ -435,3 +438,6 @@ func (s *stage) settled(patience time.Duration) bool {
 	}
 	return false
 }
+
+// anyone is for whatever causes it.
+func anyone() policy.For { return policy.For{Any: true} }

@@ -36,6 +36,39 @@ func cleanRequest(h http.Header) {
 	}
 }
 
+// credentials are the headers in which services send credentials. Cookie is not among them: what a destination has set is
+// the destination's own, and nothing that we attach takes its place.
+func credentials() []string {
+	return []string{
+		"Authorization", "Dpop", "Txn-Token", "X-Authorization", "X-Forwarded-Authorization", "X-Original-Authorization",
+		"X-Api-Key", "Api-Key", "Apikey", "X-Apikey", "X-Api-Token", "Ocp-Apim-Subscription-Key", "X-Functions-Key", "X-Goog-Api-Key",
+		"X-Auth-Token", "X-Access-Token", "Access-Token", "X-Id-Token", "X-Token", "X-Jwt-Assertion", "X-Forwarded-Access-Token",
+		"X-Subject-Token", "X-Service-Token", "X-Vault-Token", "X-Consul-Token", "X-Nomad-Token",
+		"Private-Token", "Job-Token", "Deploy-Token", "X-Gitlab-Token", "X-Github-Token",
+		"X-Amz-Security-Token", "X-Aws-Ec2-Metadata-Token", "X-Goog-Iam-Authorization-Token", "X-Ms-Token-Aad-Access-Token", "X-Ms-Token-Aad-Id-Token",
+		"X-Shopify-Access-Token", "X-Session-Token", "Dd-Api-Key", "Dd-Application-Key", "X-Auth-Key",
+	}
+}
+
+// dropCredentials takes those out of a request: what a destination accepts is attached by us, or it is none of the
+// service's. It returns them, and their names in lower case and sorted.
+func dropCredentials(h http.Header) (removed http.Header, dropped []string) {
+	for _, name := range credentials() {
+		values, ok := h[name]
+		if !ok {
+			continue
+		}
+		if removed == nil {
+			removed = http.Header{}
+		}
+		removed[name] = values
+		delete(h, name)
+		dropped = append(dropped, strings.ToLower(name))
+	}
+	slices.Sort(dropped)
+	return removed, dropped
+}
+
 // clean drops what is between two neighbours only, and what Connection names (RFC 9110, section 7.6.1).
 func clean(h http.Header) {
 	for _, list := range h["Connection"] {

@@ -35,6 +35,7 @@ type errand struct {
 	process int
 	hosts   []policy.Host // what To is known as, of the destinations; none: unknown, in report mode
 	dns     bool          // to the stub
+	proxy   bool          // to the program's forward proxy
 	begun   time.Time
 }
 
@@ -67,7 +68,6 @@ func (p *Proxy) ServeLed(ctx context.Context) error {
 	p.ours(questions.LocalAddr())
 	p.led.address = l.Addr().(*net.TCPAddr).AddrPort()
 	p.led.dns = questions.LocalAddr().(*net.UDPAddr).AddrPort()
-	p.led.announced, p.led.waiting = map[netip.AddrPort]*errand{}, map[netip.AddrPort]chan *errand{}
 	close(p.led.ready)
 
 	base, end := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -223,6 +223,29 @@ func (e *errand) begin(p *Proxy, via string) *passage {
 	return x
 }
 
+// vouched is a connection to the program's forward proxy, which is nobody's until the broker says that it is the program's.
+type vouched struct {
+	net.Conn
+	led    *led
+	strays func()
+	once   sync.Once
+	errand *errand // nil: nobody's
+}
+
+func (c *vouched) Read(p []byte) (int, error) {
+	c.once.Do(func() {
+		if from, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
+			c.errand = c.led.claim(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
+		}
+		if c.errand == nil || !c.errand.proxy {
+			c.errand = nil
+			c.strays()
+			c.Conn.Close()
+		}
+	})
+	return c.Conn.Read(p)
+}
+
 // ledConn is a connection whose requests are judged, and what is known of where it leads.
 type ledConn struct {
 	net.Conn
@@ -230,6 +253,7 @@ type ledConn struct {
 	to      netip.AddrPort // invalid: by name
 	process int
 	hosts   []policy.Host // which requests may be for
+	claim   claim         // of CONNECT: what requests that present nothing themselves present
 	onClose func()
 }
 

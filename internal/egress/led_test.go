@@ -21,7 +21,7 @@ import (
 func at(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 func TestDirect(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "db", Hosts: []string{"db.example:5432", "192.0.2.77:5432"}, Protocol: "tcp", Direct: true}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "db", For: anyone(), Hosts: []string{"db.example:5432", "192.0.2.77:5432"}, Protocol: "tcp", Direct: true}}}, nil)
 	s.dns.Set("db.example", "198.51.100.7")
 	for n, to := range []string{"192.0.2.77:5432", "198.51.100.7:5432"} { // as written, and as looked up
 		w := s.way(Attempt{Process: 9, Network: "tcp", To: at(to)})
@@ -44,7 +44,7 @@ func TestDirect(t *testing.T) {
 
 func TestBegunMayComeLate(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("127.0.0.1", server.port)}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("127.0.0.1", server.port)}, Protocol: "tcp"}}}, nil)
 	w := s.way(Attempt{Network: "tcp", To: at("127.0.0.1:" + server.port)})
 	c := dial(t, w.Via.String(), "ping")
 	time.Sleep(100 * time.Millisecond)
@@ -75,7 +75,7 @@ func TestStraysAreClosed(t *testing.T) {
 }
 
 func TestConnectBeforeAndAfterServeLed(t *testing.T) {
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{"192.0.2.77:80"}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"192.0.2.77:80"}, Protocol: "tcp"}}}, nil)
 	early, err := New(Config{Rules: s.proxy.rules.Load().Rules, Audit: s.proxy.config.Audit, Limits: Limits{DialTimeout: 50 * time.Millisecond}})
 	if err != nil {
 		t.Fatal(err)
@@ -138,8 +138,8 @@ func TestReportModeRecordsAndLetsPass(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
 	s := newStage(t, Rules{Report: true, Destinations: []Destination{
-		{Name: "tls", Hosts: []string{host("tls.com", secure.port)}},
-		{Name: "web", Hosts: []string{host("web.com", port)}, Protocol: "http", Methods: []string{"POST"}, Paths: []string{"/a"}},
+		{Name: "tls", For: anyone(), Hosts: []string{host("tls.com", secure.port)}},
+		{Name: "web", For: anyone(), Hosts: []string{host("web.com", port)}, Protocol: "http", Methods: []string{"POST"}, Paths: []string{"/a"}},
 	}}, nil)
 	s.dns.Set("unknown.com", "127.0.0.1")
 	s.dns.Set("imds.com", "169.254.169.254")
@@ -177,19 +177,19 @@ func TestReportModeRecordsAndLetsPass(t *testing.T) {
 
 func TestSwapIsAllOrNothingAndLeavesTunnels(t *testing.T) {
 	server := serve(t, nil, echo)
-	good := Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}
+	good := Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}
 	s := newStage(t, good, nil)
 	open := s.connect(host("allowed.com", server.port))
 	for what, bad := range map[string]Rules{
-		"no such protocol": {Destinations: []Destination{{Name: "a", Hosts: []string{"a:1"}, Protocol: "udp"}}},
-		"no port":          {Destinations: []Destination{{Name: "a", Hosts: []string{"a"}}}},
-		"a pattern":        {Destinations: []Destination{{Name: "a", Hosts: []string{"*.a:1"}}}},
-		"a number":         {Destinations: []Destination{{Name: "a", Hosts: []string{"127.1:1"}}}},
-		"direct TLS":       {Destinations: []Destination{{Name: "a", Hosts: []string{"a:1"}, Direct: true}}},
-		"TCP originated":   {Destinations: []Destination{{Name: "a", Hosts: []string{"a:1"}, Protocol: "tcp", Originate: true}}},
-		"no such file":     {Destinations: []Destination{{Name: "a", Hosts: []string{"a:1"}, Originate: true, CA: "/nowhere"}}},
-		"CA for nothing":   {Destinations: []Destination{{Name: "a", Hosts: []string{"a:1"}, CA: "/nowhere"}}},
-		"methods unseen":   {Destinations: []Destination{{Name: "a", Hosts: []string{"a:1"}, Methods: []string{"GET"}}}},
+		"no such protocol": {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a:1"}, Protocol: "udp"}}},
+		"no port":          {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a"}}}},
+		"a pattern":        {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"*.a:1"}}}},
+		"a number":         {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"127.1:1"}}}},
+		"direct TLS":       {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a:1"}, Direct: true}}},
+		"TCP originated":   {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a:1"}, Protocol: "tcp", Originate: true}}},
+		"no such file":     {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a:1"}, Originate: true, CA: "/nowhere"}}},
+		"CA for nothing":   {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a:1"}, CA: "/nowhere"}}},
+		"methods unseen":   {Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{"a:1"}, Methods: []string{"GET"}}}},
 		"deny":             {Deny: []string{"ten"}},
 		"resolvers":        {Resolvers: []string{"ns.example"}},
 		"sockets":          {Sockets: []string{"a.sock"}},
@@ -228,7 +228,7 @@ func TestOriginate(t *testing.T) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
 		}
 	})
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", Hosts: []string{host("api.example", server.port)}, Originate: true, CA: ca.file, Paths: []string{"/v1/{id}"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", For: anyone(), Hosts: []string{host("api.example", server.port)}, Originate: true, CA: ca.file, Paths: []string{"/v1/{id}"}}}}, nil)
 	for range 3 {
 		if status, body := s.get("http://api.example:" + server.port + "/v1/7"); status != 200 || body != "ok" {
 			t.Errorf("%d %q", status, body)
@@ -263,7 +263,7 @@ func TestOriginate(t *testing.T) {
 func TestRequestsOnALedConnectionAreJudgedOneByOne(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("web.com", port)}, Protocol: "http", Methods: []string{"POST"}, Paths: []string{"/a"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("web.com", port)}, Protocol: "http", Methods: []string{"POST"}, Paths: []string{"/a"}}}}, nil)
 	s.proxy.names.learn("web.com", netip.MustParseAddr("127.0.0.1"))
 	h := "Host: web.com:" + port + "\r\n"
 	hidden := "GET /admin HTTP/1.1\r\n" + h + "\r\n"
@@ -290,7 +290,7 @@ func TestRequestsOnALedConnectionAreJudgedOneByOne(t *testing.T) {
 func TestProxyOnASocket(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("web.com", port)}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("web.com", port)}, Protocol: "http"}}}, nil)
 	path := filepath.Join(t.TempDir(), "egress.sock")
 	l, err := net.Listen("unix", path)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 
 func TestE16SlowClients(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}}}}, func(c *Config) {
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}}}}, func(c *Config) {
 		c.Limits.HeaderTimeout = 150 * time.Millisecond
 	})
 	began := time.Now()
@@ -51,7 +51,7 @@ func TestE16LargeRequests(t *testing.T) {
 		io.WriteString(w, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	})
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, func(c *Config) {
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", port)}, Protocol: "http"}}}, func(c *Config) {
 		c.Limits.BodyBytes = 100_000
 	})
 	post := "POST http://allowed.com:" + port + "/ HTTP/1.1\r\nHost: x\r\n"
@@ -99,7 +99,7 @@ func TestE16LargeRequests(t *testing.T) {
 
 func TestE16MoreTunnelsThanMayBe(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, func(c *Config) {
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, func(c *Config) {
 		c.Limits.Tunnels = 3
 	})
 	var open []*conn
@@ -132,8 +132,8 @@ func TestE16EarlyBytes(t *testing.T) {
 	ca := newAuthority(t)
 	plain, secure := serve(t, nil, echo), serve(t, ca.config(t, "tls.com"), echo)
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "a", Hosts: []string{host("allowed.com", plain.port)}, Protocol: "tcp"},
-		{Name: "b", Hosts: []string{host("tls.com", secure.port)}},
+		{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", plain.port)}, Protocol: "tcp"},
+		{Name: "b", For: anyone(), Hosts: []string{host("tls.com", secure.port)}},
 	}}, nil)
 	c := s.raw(connectTo(host("allowed.com", plain.port)) + "early")
 	c.established()
@@ -171,7 +171,7 @@ func TestE20UpgradesAreJudgedLikeEverything(t *testing.T) {
 		w.(io.Closer).Close()
 	})
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", port)}, Protocol: "http", Paths: []string{"/ws"}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", port)}, Protocol: "http", Paths: []string{"/ws"}}}}, nil)
 	upgrade := "Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n"
 	websocket := fmt.Sprintf(upgrade, "websocket")
 	get := "GET http://%s/%s HTTP/1.1\r\nHost: x\r\n"
@@ -212,7 +212,7 @@ func TestE20UpgradesAreJudgedLikeEverything(t *testing.T) {
 
 func TestIdleTunnelsEnd(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, func(c *Config) {
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, func(c *Config) {
 		c.Limits.IdleTimeout = 200 * time.Millisecond
 	})
 	c := s.connect(host("allowed.com", server.port))
@@ -230,7 +230,7 @@ func TestIdleTunnelsEnd(t *testing.T) {
 
 func TestOldTunnelsEnd(t *testing.T) {
 	server := serve(t, nil, echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, func(c *Config) {
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port)}, Protocol: "tcp"}}}, func(c *Config) {
 		c.Limits.TunnelLifetime = 100 * time.Millisecond
 	})
 	c := s.connect(host("allowed.com", server.port))
@@ -245,8 +245,8 @@ func TestShutdownEndsTunnelsAndRecordsThem(t *testing.T) {
 	server := serve(t, nil, echo)
 	slow := serve(t, nil, func(c net.Conn) { io.Copy(io.Discard, c) })
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "a", Hosts: []string{host("allowed.com", server.port), host("127.0.0.1", server.port)}, Protocol: "tcp"},
-		{Name: "b", Hosts: []string{host("slow.com", slow.port)}, Protocol: "http"},
+		{Name: "a", For: anyone(), Hosts: []string{host("allowed.com", server.port), host("127.0.0.1", server.port)}, Protocol: "tcp"},
+		{Name: "b", For: anyone(), Hosts: []string{host("slow.com", slow.port)}, Protocol: "http"},
 	}}, nil)
 	talk(t, s.connect(host("allowed.com", server.port)), "ping")
 	talk(t, s.lead("127.0.0.1:"+server.port), "ping")
@@ -281,7 +281,7 @@ func TestTunnelThatNobodyReadsEnds(t *testing.T) {
 		}
 	})
 	h := host("allowed.com", server.port)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", Hosts: []string{h}, Protocol: "tcp"}}}, func(c *Config) { c.Limits.IdleTimeout = 200 * time.Millisecond })
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "a", For: anyone(), Hosts: []string{h}, Protocol: "tcp"}}}, func(c *Config) { c.Limits.IdleTimeout = 200 * time.Millisecond })
 	c := s.connect(h)
 	c.Conn.(*net.TCPConn).CloseWrite()
 	if !s.settled(5 * time.Second) {

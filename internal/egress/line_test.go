@@ -14,7 +14,7 @@ import (
 func TestPlainRequest(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", Hosts: []string{host("api.example", port)}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", For: anyone(), Hosts: []string{host("api.example", port)}, Protocol: "http"}}}, nil)
 	if status, body := s.get("http://api.example:" + port + "/a?b=c"); status != 200 || body != "ok" {
 		t.Errorf("got %d %q", status, body)
 	}
@@ -33,7 +33,7 @@ func TestPlainRequest(t *testing.T) {
 func TestKeptConnectionIsUsedAgain(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", Hosts: []string{host("api.example", port)}, Protocol: "http"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", For: anyone(), Hosts: []string{host("api.example", port)}, Protocol: "http"}}}, nil)
 	client := s.client(nil)
 	for range 5 {
 		res, err := client.Get("http://api.example:" + port + "/")
@@ -71,7 +71,7 @@ func TestUnknownDestination(t *testing.T) {
 func TestConnectTLS(t *testing.T) {
 	ca := newAuthority(t)
 	server := serve(t, ca.config(t, "api.example"), echo)
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", Hosts: []string{host("api.example", server.port)}}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "api", For: anyone(), Hosts: []string{host("api.example", server.port)}}}}, nil)
 	c := s.connect(host("api.example", server.port))
 	client := tls.Client(c, &tls.Config{ServerName: "api.example", RootCAs: ca.pool})
 	talk(t, client, "hello")
@@ -83,7 +83,7 @@ func TestConnectTLS(t *testing.T) {
 
 func TestConnectTCP(t *testing.T) {
 	server := serve(t, nil, func(c net.Conn) { io.WriteString(c, "hello "); echo(c) })
-	s := newStage(t, Rules{Destinations: []Destination{{Name: "db", Hosts: []string{host("db.example", server.port)}, Protocol: "tcp"}}}, nil)
+	s := newStage(t, Rules{Destinations: []Destination{{Name: "db", For: anyone(), Hosts: []string{host("db.example", server.port)}, Protocol: "tcp"}}}, nil)
 	c := s.connect(host("db.example", server.port))
 	b := make([]byte, 6)
 	if _, err := io.ReadFull(c.r, b); err != nil {
@@ -106,9 +106,9 @@ func TestLed(t *testing.T) {
 	service := sallytest.NewRecorder(t)
 	_, port, _ := net.SplitHostPort(service.Addr)
 	s := newStage(t, Rules{Destinations: []Destination{
-		{Name: "api", Hosts: []string{host("api.example", secure.port)}},
-		{Name: "db", Hosts: []string{host("127.0.0.1", db.port)}, Protocol: "tcp"},
-		{Name: "web", Hosts: []string{host("web.example", port)}, Protocol: "http", Methods: []string{"GET"}, Paths: []string{"/a/{id}"}},
+		{Name: "api", For: anyone(), Hosts: []string{host("api.example", secure.port)}},
+		{Name: "db", For: anyone(), Hosts: []string{host("127.0.0.1", db.port)}, Protocol: "tcp"},
+		{Name: "web", For: anyone(), Hosts: []string{host("web.example", port)}, Protocol: "http", Methods: []string{"GET"}, Paths: []string{"/a/{id}"}},
 	}}, nil)
 
 	c := s.lead("127.0.0.1:" + secure.port)

@@ -7,9 +7,12 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/audit"
+	"github.com/sallyport/sallyport/internal/credential"
+	"github.com/sallyport/sallyport/internal/leak"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/safedial"
 )
@@ -39,12 +42,20 @@ type passage struct {
 	fixed  netip.AddrPort // of a led connection: where it was going; the name is not resolved
 	greet  func() (policy.Hello, error)
 	header http.Header // of a request
-	alone  bool        // not on a kept connection
+	claim  claim       // of the client: why it makes the attempt
 
-	sized     bool // the request says how long its body is
-	websocket bool // it asks for an upgrade to WebSocket
-	unmetered bool // it is no attempt: each request inside the tunnel is one, or it is a question
-	skipped   int  // denials of names that have no record of their own
+	incoming *http.Request // to be forwarded; nil: none
+	removed  http.Header   // what it had of credentials
+	body     *leak.Stream  // that its body is searched by; nil: it is not
+	attached credential.Header
+	scrub    *leak.Scrubber // that masks it in the answer
+	alone    bool           // not on a kept connection
+
+	sized     bool     // the request says how long its body is
+	websocket bool     // it asks for an upgrade to WebSocket
+	unmetered bool     // it is no attempt: each request inside the tunnel is one, or it is a question
+	dropped   []string // credentials that the service tried to send itself
+	skipped   int      // denials of names that have no record of their own
 
 	exit        policy.Exit
 	destination *destination // nil: none, in report mode
@@ -52,14 +63,17 @@ type passage struct {
 	refused     *safedial.DeniedError // by the guard; nil: not
 	waived      policy.Code           // what report mode let pass; empty: nothing
 	lenient     bool                  // the guard's refusal among it
+	cause       attribution
+	cut         atomic.Pointer[policy.Code]
 	placed      bool
 	recorded    bool
 
 	link     *link // what open opened
 	status   int
-	in, back int64       // bytes to and from the destination
-	failure  policy.Code // what went wrong behind the decision; empty: nothing
-	why      string      // in words, for the service
+	in, back int64          // bytes to and from the destination
+	later    map[string]any // of the outcome: what became known after the record
+	failure  policy.Code    // what went wrong behind the decision; empty: nothing
+	why      string         // in words, for the service
 }
 
 func (p *Proxy) begin(via string) *passage {
@@ -70,14 +84,17 @@ func (p *Proxy) begin(via string) *passage {
 	}
 }
 
-// open is the straight line: destination, decide by name, resolve once, decide by address, hello, record, dial. It
-// reports whether x.link is there: a connection to where x wants to go, for which an allow is on record. If not,
+// open is the straight line: destination, cause, decide by name, resolve once, decide by address, hello, record, credential, dial.
+// It reports whether x.link is there: a connection to where x wants to go, for which an allow is on record. If not,
 // x.decision or x.failure says why not. The caller ends the line with x.outcome, always.
 func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
 	defer x.rescue(&ok)
 	switch {
 	case !x.admit():
+	case !x.find():
+	case !x.caused():
 	case !x.byName():
+	case !x.search(): // before anything is done that a token could be part of
 	case x.keeps(): // its address was judged when it was dialled, by the same rules
 		x.decide()
 	case !x.resolve(ctx):
@@ -87,6 +104,10 @@ func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
 		x.decide()
 	}
 	if !x.record() || !x.decision.Allowed() {
+		x.link.close()
+		return false
+	}
+	if !x.credential(ctx) {
 		x.link.close()
 		return false
 	}
@@ -121,17 +142,28 @@ func (x *passage) admit() bool {
 	return true
 }
 
-// byName finds the destination and decides by name, so that a name that is denied is never looked up.
-func (x *passage) byName() bool {
+// find finds the destination.
+func (x *passage) find() bool {
 	exit, d := x.rules.exits.Select(x.out)
-	if exit.Destination != nil {
-		x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
-		if name := override(x.header, exit.Destination); name != "" && d.Code == "" {
-			d = policy.Deny(codeOverride, name+" asks for another method or path than the request's, which is the one that was judged")
+	if exit.Destination == nil {
+		if x.escapes() {
+			return x.refuse()
 		}
+		return x.deny(d)
 	}
-	if d.Code == policy.DestinationUnknown && x.escapes() {
-		return x.refuse()
+	x.exit, x.destination = exit, x.rules.destinations[exit.Destination.Name]
+	return true
+}
+
+// byName decides by name and by what is asked for there, so that a name that is denied is never looked up.
+func (x *passage) byName() bool {
+	if x.destination == nil {
+		return true // in report mode
+	}
+	x.dropOwn()
+	_, d := x.rules.exits.Select(x.out)
+	if name := override(x.header, x.exit.Destination); name != "" && d.Code == "" {
+		d = policy.Deny(codeOverride, name+" asks for another method or path than the request's, which is the one that was judged")
 	}
 	return d.Code == "" || x.deny(d)
 }
@@ -274,11 +306,12 @@ func (x *passage) unreachable(ctx context.Context, err error) bool {
 	return x.fail(codeDial, err)
 }
 
-// fail notes what went wrong behind an allow. The first reason is the reason.
+// fail notes what went wrong behind an allow. The first reason is the reason. A parser quotes what it could not read, which
+// may repeat what was attached.
 func (x *passage) fail(code policy.Code, err error) bool {
 	if x.failure == "" {
-		x.failure, x.why = code, err.Error()
-		x.p.log.Debug("an attempt failed", "attempt", x.id, "host", x.out.Host.String(), "code", string(code), "error", err)
+		x.failure, x.why = code, x.scrub.Value(err.Error())
+		x.p.log.Debug("an attempt failed", "attempt", x.id, "host", x.out.Host.String(), "code", string(code), "error", x.why)
 	}
 	return false
 }

@@ -33,9 +33,25 @@ func (l Limits) wireLimits() wire.Limits {
 // Serve is the forward proxy: it accepts connections until ctx ends, and then ends those that are open, tunnels too. It
 // returns when their outcomes are recorded; nil if ctx was why it ended.
 func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
+	return p.serveProxy(ctx, l, false)
+}
+
+// ServeProgram is Serve for the program whose connections a broker holds, and nobody else: a connection that Connect was
+// not asked about is closed. l listens on an address of loopback.
+func (p *Proxy) ServeProgram(ctx context.Context, l net.Listener) error {
+	return p.serveProxy(ctx, l, true)
+}
+
+func (p *Proxy) serveProxy(ctx context.Context, l net.Listener, program bool) error {
 	p.ours(l.Addr())
-	p.enter(l.Addr())
-	if err := p.serve(ctx, newEntrance(p, l)); err != nil {
+	p.enter(l.Addr(), program)
+	e := newEntrance(p, l)
+	if program {
+		e.make = func(c net.Conn, l wire.Limits, closed func()) *wire.Conn {
+			return wire.NewProxy(&vouched{Conn: c, led: &p.led, strays: p.metrics.strays.Inc}, l, closed)
+		}
+	}
+	if err := p.serve(ctx, e); err != nil {
 		return fmt.Errorf("serve the egress: %w", err)
 	}
 	return nil
@@ -129,6 +145,7 @@ func (p *Proxy) handle(w http.ResponseWriter, r *http.Request) {
 	if x.request(w, r, c, refused) {
 		again := p.begin(viaProxy)
 		again.sized, again.websocket, again.alone = x.sized, x.websocket, true
+		again.claim, again.dropped, again.removed = x.claim, x.dropped, x.removed // what was sent has been cleaned of it
 		again.request(w, r, c, refused)
 	}
 }
@@ -139,8 +156,13 @@ func (x *passage) request(w http.ResponseWriter, r *http.Request, c *wire.Conn, 
 	defer x.crash(w)
 	x.peer = c.Peer()
 	x.via = viaProxy
-	if l, ok := c.Conn.(*ledConn); ok {
+	switch l := c.Conn.(type) {
+	case *ledConn:
 		x.via, x.process, x.fixed = l.via, l.process, l.to
+	case *vouched:
+		if l.errand != nil {
+			x.process = l.errand.process
+		}
 	}
 	if !x.read(r, c, refused) {
 		x.record()
@@ -195,6 +217,16 @@ func (x *passage) read(r *http.Request, c *wire.Conn, refused *wire.Refusal) boo
 		return x.denyAs(policy.Code(refused.Code), "refused as bytes, before it was a request")
 	}
 	x.out.Method, x.out.Request, x.header = r.Method, r.Method != http.MethodConnect, r.Header
+	if !x.alone {
+		x.claim = claimOf(r)
+		if l, ok := c.Conn.(*ledConn); ok && !x.claim.presented {
+			x.claim.presented, x.claim.capability = l.claim.presented, l.claim.capability
+		}
+		x.removed, x.dropped = dropCredentials(r.Header)
+	}
+	if x.out.Request {
+		x.incoming = r
+	}
 	if x.out.Request {
 		x.out.Path, _, _ = strings.Cut(targetOf(r), "?")
 	}
@@ -322,7 +354,7 @@ func (x *passage) connectSeen(w http.ResponseWriter, r *http.Request, c *wire.Co
 		return
 	}
 	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection Established\r\n\r\n"); err == nil {
-		x.p.serveOne(r.Context(), &ledConn{Conn: &prefixed{client, early}, via: viaConnect, hosts: []policy.Host{x.out.Host}})
+		x.p.serveOne(r.Context(), &ledConn{Conn: &prefixed{client, early}, via: viaConnect, hosts: []policy.Host{x.out.Host}, claim: x.claim})
 	}
 }
 
@@ -338,6 +370,8 @@ func hijack(w http.ResponseWriter, c *wire.Conn) (net.Conn, []byte, error) {
 	for {
 		switch c := below.(type) {
 		case *ledConn:
+			below = c.Conn
+		case *vouched:
 			below = c.Conn
 		case *prefixed:
 			early, below = append(early, c.first...), c.Conn

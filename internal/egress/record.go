@@ -6,13 +6,11 @@ import (
 	"github.com/sallyport/sallyport/internal/audit"
 )
 
-// level is how far an attempt can be traced to what caused it: to the process of the service, no further.
-const level = "process"
-
 // record puts the decision into the audit log. If the log does not accept it, nothing happens.
 func (x *passage) record() bool {
 	d := x.decision
 	d.Route = "" // the destination's name, which stands in the detail
+	detail := x.detail()
 	err := x.p.config.Audit.Record(audit.Record{
 		ID:       x.id,
 		Time:     x.began,
@@ -22,7 +20,8 @@ func (x *passage) record() bool {
 		Path:     x.out.Path,
 		Host:     x.out.Host.Name,
 		Source:   x.peer,
-		Detail:   x.detail(),
+		Caller:   x.caller(),
+		Detail:   detail,
 	})
 	if err != nil {
 		x.p.log.Error("record a decision: the attempt is refused", "attempt", x.id, "error", err)
@@ -34,7 +33,8 @@ func (x *passage) record() bool {
 }
 
 func (x *passage) detail() map[string]any {
-	d := map[string]any{"level": level, "via": x.via}
+	d := map[string]any{"via": x.via}
+	x.describe(d)
 	if name := x.name(); name != "" {
 		d["destination"] = name
 	}
@@ -54,6 +54,9 @@ func (x *passage) detail() map[string]any {
 	if h := x.out.Hello; h != nil && h.ServerName != "" && h.ServerName != x.out.Host.Name {
 		d["server_name"] = h.ServerName
 	}
+	if len(x.dropped) > 0 {
+		d["dropped"] = x.dropped
+	}
 	if x.skipped > 0 {
 		d["unrecorded"] = x.skipped
 	}
@@ -72,7 +75,7 @@ func (x *passage) outcome() {
 	if x.recorded {
 		o := audit.Outcome{
 			ID: x.id, Time: now, Status: x.status, Duration: now.Sub(x.began), Error: string(x.failure),
-			BytesIn: x.in, BytesOut: x.back,
+			BytesIn: x.in, BytesOut: x.back, Detail: x.later,
 		}
 		if err := x.p.config.Audit.Outcome(o); err != nil {
 			x.p.log.Error("record an outcome", "attempt", x.id, "error", err)
@@ -86,6 +89,7 @@ func (x *passage) outcome() {
 
 // leave gives the attempt's place back.
 func (x *passage) leave() {
+	x.release()
 	if x.placed {
 		x.placed = false
 		x.p.inFlight.Add(-1)

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/leak"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/wire"
 )
@@ -28,6 +29,8 @@ var (
 	errBodyTooLarge = errors.New("the body is over the limit")
 	errNoise        = errors.New("more interim answers than one can want")
 	errSwitched     = errors.New("the destination switched protocols unasked")
+	errLeaving      = errors.New("the body carries an inbound token")
+	errEncoded      = errors.New("the answer has a content encoding, in which the credential could not be masked")
 	errClosing      = errors.New("the egress is shutting down")
 )
 
@@ -45,12 +48,20 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 	}()
 	stop := context.AfterFunc(r.Context(), func() { l.raw.Close() }) // a deadline would be set anew by who reads
 	defer stop()
+	unguard := x.guard(false, func(code policy.Code) {
+		x.cut.Store(&code)
+		l.raw.Close()
+	})
+	defer unguard()
 	up := x.send(w, r, c)
 	l.any = false
 	res, err := x.await(r)
+	if err == nil && x.scrub != nil && len(res.Header["Content-Encoding"]) > 0 {
+		err = errEncoded
+	}
 	if err != nil {
 		up.abandon(w, c, l)
-		if l.used && !l.any && r.ContentLength == 0 && isIdempotent(r.Method) && r.Context().Err() == nil {
+		if l.used && !l.any && x.cut.Load() == nil && r.ContentLength == 0 && isIdempotent(r.Method) && r.Context().Err() == nil {
 			x.failure = codeStale
 			return true
 		}
@@ -59,24 +70,28 @@ func (x *passage) exchange(w http.ResponseWriter, r *http.Request, c *wire.Conn)
 		return false
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
+		unguard()
 		x.switched(w, r, c, res)
 		return false
 	}
 	over := up.over()
 	x.relay(w, r, over, up, res)
-	reuse = over && !res.Close && x.waived == "" && stop() // what was waived is to be waived again
+	reuse = over && !res.Close && x.waived == "" && x.cut.Load() == nil && stop() // what was waived is to be waived again
 	if !reuse {
 		up.abandon(w, c, l)
 	}
 	if up.tooLarge.Load() {
 		x.fail(codeTooLarge, errBodyTooLarge)
 	}
+	if up.leaving.Load() {
+		x.fail(codeLeaving, errLeaving)
+	}
 	return false
 }
 
 // send writes the request. Its body, if it has one, goes on while the answer is awaited: a destination may answer early.
 func (x *passage) send(w http.ResponseWriter, r *http.Request, c *wire.Conn) *upload {
-	up := &upload{limit: x.p.config.Limits.BodyBytes, done: make(chan struct{})}
+	up := &upload{limit: x.p.config.Limits.BodyBytes, search: x.body, done: make(chan struct{})}
 	b := x.link.requests()
 	x.writeHead(b, r)
 	up.err = b.Flush() // the client may wait for an answer with its body
@@ -97,7 +112,7 @@ func (x *passage) send(w http.ResponseWriter, r *http.Request, c *wire.Conn) *up
 		buffer := buffers.get()
 		defer buffers.Put(buffer)
 		up.err = up.copy(b, r, buffer[:])
-		if up.tooLarge.Load() || up.broken.Load() {
+		if up.tooLarge.Load() || up.leaving.Load() || up.broken.Load() {
 			x.link.raw.Close() // no answer is to be awaited
 		}
 	}()
@@ -113,7 +128,17 @@ func (x *passage) writeHead(b *bufio.Writer, r *http.Request) {
 	b.WriteString(x.host())
 	b.WriteString("\r\n")
 	cleanRequest(r.Header)
+	x.p.untrace(r.Header)
+	if x.scrub != nil { // what is compressed could not be masked, nor what is asked for a few bytes at a time
+		r.Header["Accept-Encoding"] = []string{"identity"}
+		delete(r.Header, "Range")
+		delete(r.Header, "If-Range")
+	}
+	delete(r.Header, x.attached.Name)
 	r.Header.Write(b)
+	if x.attached.Name != "" {
+		b.WriteString(x.attached.Name + ": " + x.attached.Reveal() + "\r\n")
+	}
 	switch {
 	case x.websocket:
 		b.WriteString("Connection: Upgrade\r\nUpgrade: websocket\r\n")
@@ -159,6 +184,10 @@ func (x *passage) await(r *http.Request) (*http.Response, error) {
 
 // relay passes the answer on.
 func (x *passage) relay(w http.ResponseWriter, r *http.Request, over bool, up *upload, res *http.Response) {
+	x.scrub.Header(res.Header)
+	if x.scrub != nil {
+		res.Body = x.scrub.Body(res.Body)
+	}
 	h := w.Header()
 	for name, values := range res.Header {
 		h[name] = values
@@ -195,6 +224,7 @@ func (x *passage) relay(w http.ResponseWriter, r *http.Request, over bool, up *u
 		panic(http.ErrAbortHandler) // what was begun is not whole
 	}
 	x.in = up.n.Load()
+	x.scrub.Header(res.Trailer)
 	for name, values := range res.Trailer {
 		h[name] = values
 	}
@@ -212,6 +242,7 @@ func (x *passage) switched(w http.ResponseWriter, r *http.Request, c *wire.Conn,
 	b := bufio.NewWriter(client)
 	b.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
 	clean(res.Header)
+	x.scrub.Header(res.Header)
 	res.Header.Write(b)
 	b.WriteString("Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	if err := b.Flush(); err != nil {
@@ -227,6 +258,10 @@ func (x *passage) switched(w http.ResponseWriter, r *http.Request, c *wire.Conn,
 func (x *passage) failed(r *http.Request, up *upload, err error) {
 	var gone *writeError
 	switch {
+	case x.cut.Load() != nil:
+		x.fail(*x.cut.Load(), err)
+	case up.leaving.Load():
+		x.fail(codeLeaving, errLeaving)
 	case up.tooLarge.Load():
 		x.fail(codeTooLarge, err)
 	case wire.Of(r).Broken() != "":
@@ -248,6 +283,8 @@ type upload struct {
 	limit    int64
 	n        atomic.Int64
 	tooLarge atomic.Bool
+	leaving  atomic.Bool // a piece held an inbound token, and was not sent
+	search   *leak.Stream
 	broken   atomic.Bool // it ended before its end, on the client's side
 	done     chan struct{}
 	err      error // to be read when done
@@ -265,6 +302,10 @@ func (u *upload) copy(b *bufio.Writer, r *http.Request, buffer []byte) error {
 		if u.n.Add(int64(n)) > u.limit {
 			u.tooLarge.Store(true)
 			return errBodyTooLarge
+		}
+		if n > 0 && leaves(u.search, buffer[:n]) {
+			u.leaving.Store(true)
+			return errLeaving
 		}
 		if _, err := to.Write(buffer[:n]); err != nil {
 			return err

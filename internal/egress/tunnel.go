@@ -31,6 +31,7 @@ func (x *passage) tunnel(ctx context.Context, client net.Conn, early []byte, ser
 	t.last.Store(time.Now().UnixNano())
 	lifetime := time.AfterFunc(x.p.config.Limits.TunnelLifetime, func() { t.end(codeLifetime) })
 	stop := context.AfterFunc(ctx, func() { t.end(codeClosing) })
+	unguard := x.guard(true, t.end)
 	var watch *time.Timer // for what no deadline ends: one side has said all, and does not read the other
 	watch = time.AfterFunc(time.Hour, func() {
 		if t.still() >= 2*t.idle {
@@ -47,7 +48,9 @@ func (x *passage) tunnel(ctx context.Context, client net.Conn, early []byte, ser
 	lifetime.Stop()
 	watch.Stop()
 	stop()
+	unguard()
 	t.end("")
+	x.later = x.meanwhile()
 	if ctx.Err() != nil {
 		t.code = codeClosing
 	}

@@ -6,10 +6,11 @@ import (
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/proof"
 	"github.com/sallyport/sallyport/internal/wire"
 )
 
-// The codes of this package, beside those of canonicalise, of wire, of policy and of bearer.
+// The codes of this package, beside those of canonicalise, of wire, of policy, of bearer and of a hop (hop.go).
 const (
 	// before a route is looked for
 	codeOverloaded       policy.Code = "overloaded"
@@ -26,6 +27,15 @@ const (
 	// on the way to a decision
 	codeTokenInQuery policy.Code = "token_in_query"
 	codeTokenRefused policy.Code = "token_refused" // a verifier's error without a code of its own
+	codeInvalidProof             = policy.Code(proof.CodeInvalid)
+	codeNonce                    = policy.Code(proof.CodeNonce)
+	codeBinding                  = policy.Code(proof.CodeBinding)
+	codeCertificate              = policy.Code(proof.CodeCertificate)
+	codeUnbound      policy.Code = "binding_required" // the route takes bound tokens only
+	codeReplay       policy.Code = "replay_unknown"   // nobody can say whether a proof was used before
+	codeNoTokenID    policy.Code = "jti_required"     // the route takes no token without jti
+	codeRevoked      policy.Code = lostRevoked
+	codeStanding     policy.Code = "standing_unknown" // what was revoked lately is not known
 	codeCanceled     policy.Code = "canceled"
 	codeInternal     policy.Code = "internal_error"
 	codeAudit        policy.Code = "audit_unavailable"
@@ -34,7 +44,13 @@ const (
 	codeBadAnswer    policy.Code = "upstream_bad_answer"
 	codeUpstreamSlow policy.Code = "upstream_timeout"
 	codeClientGone   policy.Code = "client_gone"
-	codeStreamEnded  policy.Code = "stream_terminated"
+	codeStreamEnded  policy.Code = "stream_terminated" // by our own end
+
+	// why a request that was let in is ended (cause.Lost)
+	lostRevoked = "revoked"
+	lostExpired = "expired"
+	lostKey     = "key_withdrawn"
+	lostRoute   = "route_removed"
 )
 
 // The errors of RFC 6750, section 3.1.
@@ -51,9 +67,9 @@ func status(code policy.Code) int {
 		return http.StatusNotFound
 	case policy.MethodNotAllowed, codeMethodRefused:
 		return http.StatusMethodNotAllowed
-	case policy.MissingToken:
+	case policy.MissingToken, codeInvalidProof, codeNonce, codeBinding, codeCertificate, codeUnbound, codeNoTokenID, codeRevoked, lostExpired, lostKey:
 		return http.StatusUnauthorized
-	case policy.InsufficientScope, policy.ConditionFalse, policy.PolicyError, policy.PublicExpired, codeCORSRefused:
+	case lostRoute, policy.InsufficientScope, policy.ConditionFalse, policy.PolicyError, policy.PublicExpired, codeCORSRefused:
 		return http.StatusForbidden
 	case codePreflight:
 		return http.StatusNoContent
@@ -73,7 +89,7 @@ func status(code policy.Code) int {
 		return http.StatusBadGateway
 	case codeUpstreamSlow:
 		return http.StatusGatewayTimeout
-	case codeOverloaded, codeCanceled, codeAudit, codeAssertion, codeStreamEnded:
+	case codeOverloaded, codeCanceled, codeAudit, codeAssertion, codeStreamEnded, codeReplay, codeStanding:
 		return http.StatusServiceUnavailable
 	default: // what is malformed or ambiguous
 		return http.StatusBadRequest
@@ -96,7 +112,7 @@ func (x *exchange) answer(d policy.Decision, status int) {
 	x.identify(h)
 	x.rules.cors.allow(h, x.r)
 	h.Set("Cache-Control", "no-store")
-	addVary(h, "Authorization")
+	x.varies(h)
 	x.challenge(h, d, status)
 	switch {
 	case d.Code == codeOverloaded:
@@ -121,11 +137,22 @@ func (x *exchange) answer(d policy.Decision, status int) {
 	x.w.Write(body)
 }
 
-// challenge says what would help (RFC 6750, section 3), and where the rest is to be read (RFC 9728, section 5.1). Without a
-// token there was no error.
+// varies tells caches whose answer it is.
+func (x *exchange) varies(h http.Header) {
+	addVary(h, "Authorization")
+	if len(x.rules.hops) > 0 {
+		addVary(h, headerTransaction)
+	}
+}
+
+// challenge says what would help (RFC 6750, section 3; RFC 9449, section 7.1), and where the rest is to be read (RFC 9728,
+// section 5.1). Without a token there was no error.
 func (x *exchange) challenge(h http.Header, d policy.Decision, status int) {
 	var problem string
+	proves := x.g.config.PublicURL != ""
 	switch {
+	case proves && (d.Code == codeInvalidProof || d.Code == codeNonce):
+		problem = string(d.Code)
 	case status == http.StatusUnauthorized && (d.Code == policy.MissingToken || d.Code == codeScheme):
 	case status == http.StatusUnauthorized:
 		problem = challengeToken
@@ -136,17 +163,36 @@ func (x *exchange) challenge(h http.Header, d policy.Decision, status int) {
 	default:
 		return
 	}
-	v := `Bearer realm="` + x.g.config.Realm + `"`
+	if x.nonce != "" {
+		h["DPoP-Nonce"] = []string{x.nonce}
+	}
+	bound := x.dpop || d.Code == codeBinding || d.Code == codeUnbound || x.selection.Route != nil && x.selection.Route.Bound
+	switch {
+	case proves && bound:
+		h.Set("WWW-Authenticate", x.challengeOf("DPoP", problem, d.Missing))
+	case proves && status == http.StatusUnauthorized:
+		h["Www-Authenticate"] = []string{x.challengeOf("Bearer", problem, d.Missing), x.challengeOf("DPoP", "", nil)}
+	default:
+		h.Set("WWW-Authenticate", x.challengeOf("Bearer", problem, d.Missing))
+	}
+}
+
+// challengeOf is the challenge of one scheme.
+func (x *exchange) challengeOf(scheme, problem string, missing []string) string {
+	v := scheme + ` realm="` + x.g.config.Realm + `"`
 	if problem != "" {
 		v += `, error="` + problem + `"`
 	}
-	if len(d.Missing) > 0 {
-		v += `, scope="` + strings.Join(d.Missing, " ") + `"`
+	if scheme == "DPoP" {
+		v += `, algs="` + strings.Join(proof.Algorithms(), " ") + `"`
+	}
+	if len(missing) > 0 {
+		v += `, scope="` + strings.Join(missing, " ") + `"`
 	}
 	if where := x.g.config.ResourceMetadata; where != "" {
 		v += `, resource_metadata="` + where + `"`
 	}
-	h.Set("WWW-Authenticate", v)
+	return v
 }
 
 // mustClose reports whether bytes may follow the request that must not be taken for the next one: a body that nobody

@@ -21,6 +21,10 @@ func (x *exchange) decide() {
 
 // record puts the decision into the audit log. If the log does not accept it, nothing happens but a 503.
 func (x *exchange) record() bool {
+	var detail map[string]any
+	if how := provenBy(x.bound); how != "" {
+		detail = map[string]any{"proof": how}
+	}
 	err := x.g.config.Audit.Record(audit.Record{
 		ID:       x.id,
 		Time:     x.began,
@@ -31,6 +35,7 @@ func (x *exchange) record() bool {
 		Host:     x.request.Host,
 		Source:   x.request.Source,
 		Caller:   x.caller,
+		Detail:   detail,
 	})
 	if err != nil {
 		x.g.log.Error("record a decision: the request is refused", "request", x.id, "error", err)

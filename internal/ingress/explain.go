@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/proof"
 )
 
 // Explanation is what the line said, step by step.
@@ -55,6 +56,8 @@ func (g *Gateway) Explain(ctx context.Context, method, target, host string, toke
 		case !step("route", x.route, x.explainRoute):
 		case !step("token", func() bool { return x.given(token) }, x.explainToken):
 		case !step("verify", x.verify, x.explainCaller):
+		case !step("proof", x.provable, x.explainProof):
+		case !step("standing", x.standing, x.explainStanding):
 		default:
 			step("decide", func() bool { x.decide(); return x.decision.Allowed() }, func() string { return x.decision.Reason })
 		}
@@ -73,6 +76,43 @@ func (x *exchange) given(token bearer.Token) bool {
 	}
 	x.token = token
 	return true
+}
+
+// provable is proof for a token that nobody sends: whether it could be sent, not whether it is.
+func (x *exchange) provable() bool {
+	if x.caller == nil {
+		return true
+	}
+	bound, err := proof.Read(x.caller.Claims)
+	switch {
+	case err != nil:
+		return x.denyProof(err)
+	case bound == proof.Binding{} && x.selection.Route.Bound:
+		return x.deny(codeUnbound, "the token is bound to nothing, and the route is sender_constrained: required")
+	case bound.Key != "" && x.g.config.PublicURL == "":
+		return x.deny(codeBinding, "the token is bound to a key, and without ingress.public_url no proof can be of this gate")
+	}
+	x.bound = bound
+	return true
+}
+
+func (x *exchange) explainProof() string {
+	switch how := provenBy(x.bound); how {
+	case "":
+		return "none is needed: the token is bound to nothing"
+	default:
+		return "the token is bound (" + how + "): a request needs its proof, which is not examined here"
+	}
+}
+
+func (x *exchange) explainStanding() string {
+	switch {
+	case x.caller == nil:
+		return "nobody's"
+	case x.g.config.State == nil:
+		return "not examined here: what has been revoked is known to the running gate"
+	}
+	return "not revoked"
 }
 
 func (x *exchange) explainRoute() string {

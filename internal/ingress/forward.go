@@ -11,13 +11,13 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/policy"
 )
 
 var (
-	errExpired  = errors.New("the token has expired")
 	errDraining = errors.New("the gateway is shutting down")
 	errSwitched = errors.New("the service switched protocols unasked")
 	errTooLarge = errors.New("the body is over the limit")
@@ -29,10 +29,18 @@ func (x *exchange) forward() {
 	x.entry = x.g.config.Flight.Begin(cause.Request{
 		ID: x.id, Route: x.selection.Route.Name, Caller: x.caller, Token: x.token, Source: x.request.Source, Began: x.began,
 	})
-	defer x.entry.Done()
+	answered := false
+	defer func() {
+		if answered {
+			x.entry.Done()
+		} else { // the service may be at work on it still: it is not told that nobody waits
+			x.entry.Abandon()
+		}
+	}()
 	ctx, cancel := x.lifetime()
 	defer cancel()
 	x.ctx = ctx
+	x.g.fly(x)
 	in := x.r.WithContext(ctx)
 	if in.ContentLength != 0 {
 		x.upload = upload{body: in.Body, limit: x.g.config.Limits.BodyBytes, length: in.ContentLength}
@@ -56,29 +64,49 @@ func (x *exchange) forward() {
 	case x.failure != "":
 	case x.readErr != nil || x.w.err != nil:
 		x.failure = x.reason(x.readErr)
-	case x.w.status == http.StatusSwitchingProtocols && ended(ctx):
-		x.failure = codeStreamEnded
+	case x.w.status == http.StatusSwitchingProtocols:
+		x.failure = ended(ctx)
 	}
+	// What is streamed has no last answer. What the service could not be reached for it does not know of.
+	answered = x.failure == "" && x.w.status != http.StatusSwitchingProtocols || x.failure == codeUnreachable
 }
 
-// ended reports whether it was we who ended a stream.
-func ended(ctx context.Context) bool {
-	why := context.Cause(ctx)
-	return why == errExpired || why == errDraining || cause.Why(ctx) != nil
+// ended is why it was we who ended a request, or the stream that it became; empty: it was not.
+func ended(ctx context.Context) policy.Code {
+	if lost := cause.Why(ctx); lost != nil {
+		return policy.Code(lost.Code)
+	}
+	if context.Cause(ctx) == errDraining {
+		return codeStreamEnded
+	}
+	return ""
 }
 
-// lifetime bounds a request, and with it every stream that it becomes, by the life of its token and by its standing.
+// lifetime bounds a request, and with it every stream that it becomes, by the life of its token, for as long as the token
+// would be accepted, and by its standing.
 func (x *exchange) lifetime() (context.Context, context.CancelFunc) {
 	ctx, end := context.WithCancelCause(x.r.Context())
+	x.end = end
 	standing := x.entry.Standing()
 	stop := context.AfterFunc(standing, func() { end(context.Cause(standing)) })
 	cancel := func() { stop(); end(nil) }
-	if x.caller == nil {
-		return ctx, cancel
+	if x.caller != nil {
+		var expire context.CancelFunc
+		left := x.caller.Expires.Add(x.rules.leewayOf(x.caller)).Sub(x.g.now())
+		ctx, expire = context.WithTimeoutCause(ctx, left, &cause.Lost{Code: lostExpired, Reason: "the token has expired"})
+		before := cancel
+		cancel = func() { expire(); before() }
 	}
-	left := x.caller.Expires.Sub(x.g.now()) + x.g.leeway
-	ctx, expire := context.WithTimeoutCause(ctx, max(left, x.g.leeway), errExpired)
-	return ctx, func() { expire(); cancel() }
+	if x.upgrades() {
+		return ctx, cancel // the tunnel ends itself
+	}
+	// A client that does not read would keep a write, and with it the request, for as long as it likes.
+	unblock := context.AfterFunc(ctx, func() {
+		if ended(ctx) != "" {
+			http.NewResponseController(x.w.ResponseWriter).SetWriteDeadline(time.Now())
+		}
+	})
+	return ctx, func() { unblock(); cancel() }
 }
 
 // rewrite makes the request that the service receives. ReverseProxy has dropped hop-by-hop headers.
@@ -99,15 +127,23 @@ func (x *exchange) rewrite(p *httputil.ProxyRequest) {
 	h["X-Sallyport-Capability"] = []string{x.entry.Capability}
 	h["Traceparent"] = []string{"00-" + x.entry.Trace + "-" + x.entry.Trace[:16] + "-01"}
 	delete(h, "Tracestate") // of the trace that ours takes the place of
-	delete(h, x.rules.AssertHeader)
-	if x.assertion != "" {
-		value := x.assertion
-		if x.rules.AssertHeader == "Authorization" {
-			value = "Bearer " + value
-		}
-		h[x.rules.AssertHeader] = []string{value}
-	}
+	x.inject(h)
 	sendOnce(h)
+}
+
+// inject puts the assertion into its header. In Authorization, where a guard that knows nothing of it looks, it stands in
+// Txn-Token as well. The client's own have been dropped.
+func (x *exchange) inject(h http.Header) {
+	name := x.rules.AssertHeader
+	delete(h, name)
+	switch {
+	case x.assertion == "":
+	case name == "Authorization":
+		h[name] = []string{"Bearer " + x.assertion}
+		h[headerTransaction] = []string{x.assertion}
+	default:
+		h[name] = []string{x.assertion}
+	}
 }
 
 func (x *exchange) scheme() string {
@@ -128,6 +164,10 @@ func (x *exchange) respond(res *http.Response) error {
 	}
 	x.rules.cors.allow(h, x.r)
 	x.identify(h)
+	delete(h, "Dpop-Nonce") // the service has no proof to check
+	if x.nonce != "" {
+		h["DPoP-Nonce"] = []string{x.nonce}
+	}
 	if x.selection.Route.Public == nil {
 		// A shared cache must not answer for us (RFC 9111, section 3.5); the service may have said so more exactly.
 		if !hasToken(h["Cache-Control"], "no-store") && !hasToken(h["Cache-Control"], "private") {
@@ -138,9 +178,13 @@ func (x *exchange) respond(res *http.Response) error {
 				delete(h, name)
 			}
 		}
-		addVary(h, "Authorization")
+		x.varies(h)
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
+		if service, ok := res.Body.(io.ReadWriteCloser); ok {
+			x.w.tunnel = newTunnel(&x.w, service)
+			res.Body = &upgraded{x.w.tunnel, x}
+		}
 		return nil
 	}
 	if x.upgrades() {
@@ -190,9 +234,10 @@ func (x *exchange) reason(err error) policy.Code {
 	if x.upload.tooLarge.Load() {
 		return codeBodyTooLarge
 	}
+	code := ended(x.ctx)
 	switch {
-	case ended(x.ctx):
-		return codeStreamEnded
+	case code != "":
+		return code
 	case x.r.Context().Err() != nil || x.upload.broken.Load() || x.w.err != nil:
 		return codeClientGone
 	}

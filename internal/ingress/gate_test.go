@@ -44,10 +44,12 @@ func TestForward(t *testing.T) {
 		}
 	}
 	v := identity.Verifier{Issuer: "sallyport", Audience: "orders", Keys: func(kid string) (ed25519.PublicKey, bool) { k, ok := s.keys[kid]; return k, ok }}
-	assertion, ok := strings.CutPrefix(seen.Header.Get("Authorization"), "Bearer ")
-	caller, err := v.Verify(assertion)
-	if !ok || err != nil || caller.Subject != "alice" || caller.Client != "shop" {
+	caller, err := v.Verify(seen.Header.Get("Txn-Token"))
+	if err != nil || caller.Subject != "alice" || caller.Client != "shop" || caller.Transaction != id || !slices.Equal(caller.Workloads, []string{"orders"}) {
 		t.Errorf("the service was told %+v, %v", caller, err)
+	}
+	if had := seen.Header.Values("Authorization"); had != nil {
+		t.Errorf("the service got Authorization: %q", had)
 	}
 	if a.Header.Get("Cache-Control") != "no-store" || a.Header.Get("Vary") != "Authorization" {
 		t.Errorf("a protected answer may be cached: %v", a.Header)
@@ -174,7 +176,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"C04 empty", get("/orders/1", "Authorization: Bearer"), 400, "malformed_authorization"},
 		{"C04 something behind", get("/orders/1", good+" x"), 400, "malformed_authorization"},
 		{"C05 Basic", get("/orders/1", "Authorization: Basic OmV5SmhiR2Np"), 401, "unsupported_scheme"},
-		{"C06 DPoP", get("/orders/1", strings.Replace(good, "Bearer ", "DPoP ", 1)), 401, "unsupported_scheme"},
+		{"C06 DPoP", get("/orders/1", strings.Replace(good, "Bearer ", "DPoP ", 1)), 401, "invalid_dpop_proof"},
 		{"token of nobody", get("/orders/1", "Authorization: Bearer a.b.c"), 401, "malformed_token"},
 		{"token for another audience", get("/orders/1", bearerHeader(s.issuer.Token(map[string]any{"aud": "other"}))), 401, "wrong_audience"},
 		{"token that is over", get("/orders/1", bearerHeader(s.issuer.Token(map[string]any{"iat": 1700000000, "exp": 1700000300}))), 401, "expired"},
@@ -341,7 +343,7 @@ func TestHeaderHygiene(t *testing.T) {
 	if strings.Contains(seen, "spoofed") || strings.Contains(strings.ToLower(seen), "trailer") {
 		t.Errorf("the service saw %s", seen)
 	}
-	for _, want := range []string{"X-Kept: kept", "X-Forwarded-For: 127.0.0.1", "X-Request-Id: ", "Authorization: Bearer ey"} {
+	for _, want := range []string{"X-Kept: kept", "X-Forwarded-For: 127.0.0.1", "X-Request-Id: ", "Txn-Token: ey"} {
 		if !strings.Contains(seen, want) {
 			t.Errorf("the service did not see %q: %s", want, seen)
 		}

@@ -13,10 +13,11 @@ import (
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/proof"
 	"github.com/sallyport/sallyport/internal/wire"
 )
 
-// ServeHTTP is the straight line: canonical, route, token, verify, decide, record, assert, forward, outcome.
+// ServeHTTP is the straight line: canonical, route, token, verify, proof, standing, decide, record, assert, forward, outcome.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := g.begin(w, r)
 	defer x.outcome()
@@ -44,6 +45,8 @@ func (x *exchange) judge() {
 	case !x.route():
 	case !x.credential():
 	case !x.verify():
+	case !x.proof():
+	case !x.standing():
 	default:
 		x.decide()
 	}
@@ -66,22 +69,27 @@ type exchange struct {
 	request   policy.Request
 	selection policy.Selection
 	token     bearer.Token
+	dpop      bool             // the token was sent by the scheme DPoP
 	caller    *identity.Caller // nil: none
+	bound     proof.Binding    // that the request has shown to hold
+	nonce     string           // that the client is told to use; empty: none
 	decision  policy.Decision
 	status    int // that answers the decision, if it denies
 	recorded  bool
 	assertion string
 
-	entry   *cause.Entry    // while it is being forwarded
-	ctx     context.Context // of the forwarded request: ends with its token
+	epoch   uint64                  // of the last sweep before it began
+	entry   *cause.Entry            // while it is being forwarded
+	ctx     context.Context         // of the forwarded request: ends with its token and its standing
+	end     context.CancelCauseFunc // ends ctx
 	upload  upload
 	readErr error       // that ended the service's answer
 	failure policy.Code // what went wrong behind the decision; empty: nothing
 }
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
-	now := g.now()
-	x := &exchange{g: g, rules: g.rules.Load(), r: r, id: audit.NewID(now), began: now, wire: wire.Of(r), ctx: r.Context()}
+	now, epoch := g.now(), g.epoch.Load() // before the rules: what changes from now on is asked again when it flies
+	x := &exchange{g: g, epoch: epoch, rules: g.rules.Load(), r: r, id: audit.NewID(now), began: now, wire: wire.Of(r), ctx: r.Context()}
 	x.w = writer{ResponseWriter: w, wire: x.wire}
 	x.decision = policy.Deny(codeInternal, "no step has denied or allowed")
 	x.status = http.StatusInternalServerError

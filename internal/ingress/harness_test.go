@@ -77,6 +77,9 @@ type entry struct {
 	BytesIn  int64 `json:"bytes_in"`
 	BytesOut int64 `json:"bytes_out"`
 	Error    string
+
+	Transaction string
+	Workloads   []string
 }
 
 func (b *book) entries(t testing.TB) (decisions, outcomes []entry) {
@@ -111,7 +114,7 @@ type stage struct {
 	log      *book
 	registry *prometheus.Registry
 	keys     map[string]ed25519.PublicKey
-	leeway   time.Duration // in place of streamLeeway, if set
+	leeway   time.Duration // of the issuer, if set
 	stop     func() error  // ends Serve and returns its error; once
 }
 
@@ -144,13 +147,6 @@ func setStage(t testing.TB, change func(*stage)) *stage {
 	if err := os.WriteFile(jwks, s.issuer.JWKS(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	verifier, err := bearer.NewVerifier([]bearer.Issuer{{
-		Issuer: s.issuer.URL, Audience: []string{sallytest.Audience}, Keys: bearer.Keys{File: jwks},
-	}}, bearer.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(verifier.Close)
 	p, err := policy.New(testRoutes())
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +161,7 @@ func setStage(t testing.TB, change func(*stage)) *stage {
 	t.Cleanup(func() { log.Close() })
 	s.config = Config{
 		Rules: Rules{
-			Policy: p, Verifier: verifier,
+			Policy: p,
 			Assert: &identity.Signer{Issuer: "sallyport", Audience: "orders", Key: func() identity.Key { return key }},
 		},
 		Audit: log, Metrics: s.registry,
@@ -173,6 +169,16 @@ func setStage(t testing.TB, change func(*stage)) *stage {
 	}
 	if change != nil {
 		change(s)
+	}
+	if s.config.Rules.Verifier == nil {
+		verifier, err := bearer.NewVerifier([]bearer.Issuer{{
+			Issuer: s.issuer.URL, Audience: []string{sallytest.Audience}, Keys: bearer.Keys{File: jwks}, Leeway: s.leeway,
+		}}, bearer.Options{Bound: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(verifier.Close)
+		s.config.Rules.Verifier = verifier
 	}
 	if s.config.Upstream == nil {
 		if s.service == nil {
@@ -183,8 +189,6 @@ func setStage(t testing.TB, change func(*stage)) *stage {
 	if s.gateway, err = New(s.config); err != nil {
 		t.Fatal(err)
 	}
-	setDefault(&s.leeway, streamLeeway)
-	s.gateway.leeway = s.leeway
 	return s
 }
 

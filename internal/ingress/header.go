@@ -13,6 +13,8 @@ import (
 func ours() []struct{ name, why string } {
 	return []struct{ name, why string }{
 		{"Authorization", "the token; our assertion takes its place"},
+		{"Dpop", "the proof of the token; it is for us and has been used"},
+		{"Txn-Token", "another gate's word; our assertion takes its place"},
 		{"Proxy-*", "for us, not for the service; Proxy: becomes HTTP_PROXY in CGI"},
 		{"Te", "trailers are dropped"},
 		{"Keep-Alive", "hop by hop"},
@@ -139,7 +141,7 @@ func isValue(s string) bool {
 // checkAssertHeader returns the canonical name of the header that carries the assertion.
 func checkAssertHeader(name string) (string, error) {
 	if name == "" {
-		return "Authorization", nil
+		return headerTransaction, nil
 	}
 	for _, c := range []byte(name) {
 		if !isAlnum(c) && c != '-' {

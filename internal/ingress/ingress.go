@@ -15,7 +15,7 @@
 //
 // Every request goes down one line, Gateway.ServeHTTP, whose steps are the files of this package:
 //
-//	wire ─ canonical ─ route ─ token ─ verify ─ decide ─ record ─ assert ─ forward ─ outcome
+//	wire ─ canonical ─ route ─ token ─ verify ─ proof ─ standing ─ decide ─ record ─ assert ─ forward ─ outcome
 //
 // A step that does not find what it asks for ends in a denial, and so does one in which the request's context ends
 // or the program panics. Only a decision that allows, and that the audit log has accepted, leads on to assert and
@@ -31,15 +31,30 @@
 // # What the service receives
 //
 // The canonical target, the canonical host, and the client's header without what only we may say (header.go): its
-// Authorization is replaced by our assertion, X-Forwarded-For, -Host, -Proto and X-Request-Id are ours. Trailers of
-// requests are dropped.
+// Authorization and Txn-Token are replaced by our assertion, X-Forwarded-For, -Host, -Proto and X-Request-Id are ours.
+// Trailers of requests are dropped.
+//
+// # Hops
+//
+// The gate behind another service may pass that service's caller on in Txn-Token (package identity). Where Rules.Hops
+// names it, that is a credential in place of a bearer token, and never beside one. The caller is the one whom the first
+// gate verified, with those of its scopes that both gates list; the transaction keeps its id, and what we tell our
+// service ends no later than what we were told.
+//
+// # What ends
+//
+// A request is let in for as long as its token, its key and its route are good. Serve watches: when a revocation, a withdrawn
+// key, an expiry or new rules (Swap) take that away, the request ends within a second, whatever stream it has become. The
+// outcome's error then is why (live.go). Without Serve only Swap and a token's expiry end anything.
 //
 // # Limits
 //
 // HTTP/1.0 and 1.1 only, with or without TLS. A request without Host is refused, in HTTP/1.0 too. The Upgrade of a
 // client that merely offers HTTP/2 (h2c) is refused rather than ignored. A service that stops in the middle of an
 // answer is waited for as long as the token is valid and the client stays. Whether a browser's page may open a
-// WebSocket is not judged by its Origin. The body of a request is never read for a credential.
+// WebSocket is not judged by its Origin. The body of a request is never read for a credential. A request that came by a
+// hop, and a stream that it becomes, lives no longer than its transaction token, which is a minute. Conditions see of its
+// caller the claims that the other gate passes on, and sid.
 package ingress
 
 import (
@@ -60,6 +75,8 @@ import (
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/proof"
+	"github.com/sallyport/sallyport/internal/state"
 	"github.com/sallyport/sallyport/internal/wire"
 )
 
@@ -77,15 +94,26 @@ type Config struct {
 	Realm          string                // for WWW-Authenticate; empty means "sallyport"
 	// ResourceMetadata is the URL of the protected resource's metadata (RFC 9728), named in WWW-Authenticate; empty: none.
 	ResourceMetadata string
-	Now              func() time.Time // nil means time.Now
+	// PublicURL is what clients' URLs of this gate begin with: scheme, host, port, and the path that a proxy in front takes
+	// away. A DPoP proof names it. Empty: none can, and tokens that are bound to a key are refused.
+	PublicURL string
+	// NonceSecret is what the nonces of DPoP proofs are derived from; replicas that have the same know each other's. Nil: a
+	// secret of this process.
+	NonceSecret func() ([]byte, error)
+	// State is asked for revocations and for proofs that were used before. Nil: no standing is asked, and tokens that are
+	// bound to a key are refused.
+	State      state.Store
+	MaxFeedAge time.Duration    // how old what State knows may be on privileged routes; zero means 10 s
+	Now        func() time.Time // nil means time.Now
 }
 
 // Rules are the part of the configuration that a reload replaces, whole.
 type Rules struct {
 	Policy       *policy.Policy
-	Verifier     *bearer.Verifier
+	Verifier     *bearer.Verifier // with Options.Bound, where proofs are to be accepted
 	Assert       *identity.Signer // nil: the service receives no statement of the caller
-	AssertHeader string           // "Authorization" when empty; its value is "Bearer <assertion>" there, the bare assertion elsewhere
+	AssertHeader string           // Txn-Token when empty; the bare assertion, but "Bearer <assertion>" in Authorization, which stands beside Txn-Token
+	Hops         []Hop            // the gates whose transaction tokens are believed; empty: a client's Txn-Token is dropped
 	CORS         *CORS            // nil: every preflight is refused
 }
 
@@ -142,8 +170,7 @@ func (l Limits) check() error {
 	return nil
 }
 
-// streamLeeway is how long a stream lives beyond its token, for clocks that disagree.
-const streamLeeway = 5 * time.Second
+const defaultFeedAge = 10 * time.Second
 
 // Gateway is the gate: an http.Handler, and a server around it.
 type Gateway struct {
@@ -154,13 +181,17 @@ type Gateway struct {
 	transport *transport
 	metrics   *metrics
 	inFlight  atomic.Int64
-	leeway    time.Duration
+	nonces    proof.Nonces
+	live      live
+	epoch     atomic.Uint64 // how often requests in flight were judged again
+	unknown   atomic.Bool   // standing, when it was last looked at
 }
 
 // rules are Rules, checked and made ready.
 type rules struct {
 	Rules
 	headers []string // that the policy reads, in canonical form
+	hops    map[string]hop
 	cors    *cors
 }
 
@@ -183,7 +214,19 @@ func New(c Config) (*Gateway, error) {
 	if strings.ContainsAny(c.ResourceMetadata, "\"\\ ") || !isValue(c.ResourceMetadata) {
 		return nil, errors.New("ingress: the resource metadata's URL has a character that cannot stand in a challenge")
 	}
-	g := &Gateway{config: c, log: c.Logger, now: c.Now, leeway: streamLeeway}
+	var err error
+	if c.PublicURL, err = CheckPublicURL(c.PublicURL); err != nil {
+		return nil, fmt.Errorf("ingress: %w", err)
+	}
+	if c.MaxFeedAge < 0 {
+		return nil, errors.New("ingress: max_feed_age is negative")
+	}
+	setDefault(&c.MaxFeedAge, defaultFeedAge)
+	if c.NonceSecret == nil {
+		c.NonceSecret = ownSecret()
+	}
+	g := &Gateway{config: c, log: c.Logger, now: c.Now, nonces: proof.Nonces{Secret: c.NonceSecret}}
+	g.live.exchanges, g.live.wake, g.live.unwatch = map[*exchange]struct{}{}, make(chan struct{}, 1), func() {}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -196,7 +239,6 @@ func New(c Config) (*Gateway, error) {
 	if err := g.Swap(c.Rules); err != nil {
 		return nil, err
 	}
-	var err error
 	if g.transport, err = newTransport(c.Upstream, c.Limits); err != nil {
 		return nil, fmt.Errorf("ingress: %w", err)
 	}
@@ -206,7 +248,8 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-// Swap replaces the rules for requests that begin from now on.
+// Swap replaces the rules for requests that begin from now on. Those in flight are judged again by the new ones, and ended
+// where these would not let them in; when Swap returns they have been.
 func (g *Gateway) Swap(r Rules) error {
 	if r.Policy == nil {
 		return errors.New("ingress: there is no policy")
@@ -219,6 +262,9 @@ func (g *Gateway) Swap(r Rules) error {
 	if made.AssertHeader, err = checkAssertHeader(r.AssertHeader); err != nil {
 		return fmt.Errorf("ingress: %w", err)
 	}
+	if made.hops, err = newHops(r); err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
 	if made.cors, err = newCORS(r.CORS); err != nil {
 		return fmt.Errorf("ingress: %w", err)
 	}
@@ -228,6 +274,12 @@ func (g *Gateway) Swap(r Rules) error {
 			return fmt.Errorf("ingress: a condition reads %s, which a client may send and the service never sees", name)
 		}
 	}
-	g.rules.Store(made)
+	g.live.swapping.Lock()
+	defer g.live.swapping.Unlock()
+	g.live.unwatch()
+	g.live.unwatch = r.Verifier.Withdrawn(g.withdrawn)
+	if g.rules.Swap(made) != nil {
+		g.again(made)
+	}
 	return nil
 }

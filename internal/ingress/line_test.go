@@ -310,7 +310,7 @@ func counted(t *testing.T, r *prometheus.Registry, name string) (sum float64) {
 	for _, f := range families {
 		if f.GetName() == name {
 			for _, m := range f.GetMetric() {
-				sum += m.GetCounter().GetValue()
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}
 	}
@@ -413,11 +413,11 @@ func TestExplain(t *testing.T) {
 		route          string
 		status         int
 	}{
-		{"GET", "/orders/1", token, "canonical route token verify decide", "allowed", "read-order", 0},
+		{"GET", "/orders/1", token, "canonical route token verify proof standing decide", "allowed", "read-order", 0},
 		{"GET", "/orders/1", bearer.Token{}, "canonical route token!", "missing_token", "read-order", 401},
 		{"GET", "/orders/1", bearer.NewToken("a.b.c"), "canonical route token verify!", "", "read-order", 401},
-		{"GET", "/admin", token, "canonical route token verify decide!", "insufficient_scope", "admin", 403},
-		{"GET", "/health", bearer.Token{}, "canonical route token verify decide", "public", "health", 0},
+		{"GET", "/admin", token, "canonical route token verify proof standing decide!", "insufficient_scope", "admin", 403},
+		{"GET", "/health", bearer.Token{}, "canonical route token verify proof standing decide", "public", "health", 0},
 		{"GET", "/a/../b", token, "canonical!", "path_noncanonical", "", 400},
 		{"PUT", "/nothing", token, "canonical route!", "no_route", "", 404},
 	} {

@@ -15,6 +15,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	wire     *prometheus.CounterVec
+	lost     *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
@@ -32,6 +33,10 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 			Name: "sallyport_ingress_wire_refusals_total",
 			Help: "Requests that were refused as bytes, before they were one.",
 		}, []string{"code"}),
+		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sallyport_ingress_ended_total",
+			Help: "Requests and streams that were ended because they had lost what they were let in for, by why.",
+		}, []string{"code"}),
 	}
 	if r == nil {
 		return m, nil
@@ -40,7 +45,16 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 		Name: "sallyport_ingress_requests_in_flight",
 		Help: "Requests, upgraded connections among them, that have no outcome yet.",
 	}, func() float64 { return float64(g.inFlight.Load()) })
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.wire, inFlight} {
+	standing := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "sallyport_ingress_standing_known",
+		Help: "1 while what has been revoked is known; 0 while privileged routes are refused because it is not.",
+	}, func() float64 {
+		if g.known() != nil {
+			return 0
+		}
+		return 1
+	})
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.wire, m.lost, inFlight, standing} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register a metric: %w", err)
 		}
@@ -54,6 +68,10 @@ func (m *metrics) done(x *exchange, d time.Duration) {
 	route, code := x.decision.Route, x.decision.Code
 	if x.failure == codeAudit {
 		code = codeAudit
+	}
+	switch x.failure {
+	case lostRevoked, lostExpired, lostKey, lostRoute:
+		m.lost.WithLabelValues(string(x.failure)).Inc()
 	}
 	m.requests.WithLabelValues(route, string(code), class(x.w.status)).Inc()
 	m.duration.WithLabelValues(route).Observe(d.Seconds())

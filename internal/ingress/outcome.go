@@ -1,9 +1,7 @@
 package ingress
 
 import (
-	"bufio"
 	"errors"
-	"net"
 	"net/http"
 	"sync/atomic"
 
@@ -27,9 +25,13 @@ func (x *exchange) outcome() {
 			x.g.log.Error("record an outcome", "request", x.id, "error", err)
 		}
 	}
+	x.g.land(x)
 	x.g.metrics.done(x, now.Sub(x.began))
 	x.g.inFlight.Add(-1)
 	if abort {
+		if x.wire != nil && !x.r.ProtoAtLeast(1, 1) {
+			x.wire.Abort() // to HTTP/1.0 an end is the end of the answer
+		}
 		panic(http.ErrAbortHandler) // net/http closes the connection: what was begun is not whole
 	}
 }
@@ -60,6 +62,7 @@ type writer struct {
 	n         int64      // body bytes
 	length    int64      // body bytes announced; -1: not known, and then ReverseProxy flushes
 	err       error      // that ended the writing
+	tunnel    *tunnel    // nil: the connection is none
 	tunnelIn  atomic.Int64
 	tunnelOut atomic.Int64
 }
@@ -102,43 +105,4 @@ func (w *writer) FlushError() error {
 	err := http.NewResponseController(w.ResponseWriter).Flush()
 	w.note(err)
 	return err
-}
-
-// Hijack makes the connection a tunnel, for an upgrade that the service has granted.
-func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	c, b, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	if w.wire != nil {
-		w.wire.Open()
-	}
-	w.status = http.StatusSwitchingProtocols
-	return &tunnel{c, w}, b, nil
-}
-
-// tunnel is a hijacked connection that counts.
-type tunnel struct {
-	net.Conn
-	w *writer
-}
-
-func (t *tunnel) Read(p []byte) (int, error) {
-	n, err := t.Conn.Read(p)
-	t.w.tunnelIn.Add(int64(n))
-	return n, err
-}
-
-func (t *tunnel) Write(p []byte) (int, error) {
-	n, err := t.Conn.Write(p)
-	t.w.tunnelOut.Add(int64(n))
-	return n, err
-}
-
-// CloseWrite ends one direction.
-func (t *tunnel) CloseWrite() error {
-	if h, ok := t.Conn.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/sallyport/sallyport/internal/policy"
 )
 
 // canonical establishes that the request can be read in one way only, and makes of it what is decided on.
@@ -33,34 +35,51 @@ func (x *exchange) canonical() bool {
 	if limit := x.g.config.Limits.BodyBytes; x.r.ContentLength > limit {
 		return x.deny(codeBodyTooLarge, "Content-Length is over the limit")
 	}
-	if h := x.rules.AssertHeader; h != "Authorization" && len(x.r.Header[h]) > 0 {
+	// Txn-Token is dropped or, where hops are believed, a credential
+	if h := x.rules.AssertHeader; h != "Authorization" && h != headerTransaction && len(x.r.Header[h]) > 0 {
 		return x.deny(codeIdentitySpoof, "the client sent "+h+", which only we may")
 	}
 	return x.selectHeaders() && x.alive()
 }
 
-// selectHeaders takes the header fields that some condition reads. One that is there twice has no one value, and one that
-// Connection names stays with us (RFC 9110, section 7.6.1): the service would act without what was decided on.
+// selectHeaders takes the header fields that some condition reads.
 func (x *exchange) selectHeaders() bool {
-	for _, name := range x.rules.headers {
-		values := x.r.Header[name]
+	header, fault := readHeaders(x.rules.headers, x.r.Header)
+	if fault != nil {
+		return x.deny(fault.code, fault.reason)
+	}
+	x.request.Header = header
+	return true
+}
+
+// headerFault is why a field that a condition reads cannot be read.
+type headerFault struct {
+	code   policy.Code
+	reason string
+}
+
+// readHeaders reads fields for conditions. One that is there twice has no one value, and one that Connection names stays with
+// us (RFC 9110, section 7.6.1): the service would act without what was decided on.
+func readHeaders(names []string, h http.Header) (read map[string]string, fault *headerFault) {
+	for _, name := range names {
+		values := h[name]
 		if name == "Host" {
 			continue // Request.Host
 		}
 		if len(values) > 1 {
-			return x.deny(codeHeaderRepeated, name+" is there more than once")
+			return nil, &headerFault{codeHeaderRepeated, name + " is there more than once"}
 		}
 		if len(values) == 1 {
-			if hasToken(x.r.Header["Connection"], name) {
-				return x.deny(codeHeaderWithheld, name+" is there, and Connection keeps it from the service")
+			if hasToken(h["Connection"], name) {
+				return nil, &headerFault{codeHeaderWithheld, name + " is there, and Connection keeps it from the service"}
 			}
-			if x.request.Header == nil {
-				x.request.Header = make(map[string]string, len(x.rules.headers))
+			if read == nil {
+				read = make(map[string]string, len(names))
 			}
-			x.request.Header[strings.ToLower(name)] = values[0]
+			read[strings.ToLower(name)] = values[0]
 		}
 	}
-	return true
+	return read, nil
 }
 
 // route finds the one route of the request.

@@ -38,6 +38,11 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 		ErrorLog:                     slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
 	limited := newListener(l, g)
+	watching, unwatch := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { g.watch(watching) })
+	defer watch.Wait()
+	defer unwatch()
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(limited) }()
 	select {
@@ -102,6 +107,9 @@ func newListener(l net.Listener, g *Gateway) *listener {
 	if c := g.config.TLS; c != nil {
 		made.tls = c.Clone()
 		made.tls.NextProtos = []string{"http/1.1"}
+		if made.tls.ClientAuth != tls.NoClientCert {
+			made.tls.SessionTicketsDisabled = true // a certificate is shown on each connection, or not at all
+		}
 	}
 	return made
 }

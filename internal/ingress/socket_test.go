@@ -84,7 +84,7 @@ func TestWebSocket(t *testing.T) {
 		t.Error("the socket outlives its token")
 	}
 	_, o = s.settled(3)
-	if o[2].Error != "stream_terminated" || o[2].Status != 101 {
+	if o[2].Error != "expired" || o[2].Status != 101 {
 		t.Errorf("outcome %+v", o[2])
 	}
 }

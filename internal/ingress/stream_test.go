@@ -15,6 +15,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/sallytest"
 )
 
@@ -239,7 +240,7 @@ func TestServerSentEvents(t *testing.T) {
 	}
 	<-ended
 	_, o := s.settled(1)
-	if o[0].Error != "stream_terminated" || o[0].Status != 200 || o[0].BytesOut != 22 {
+	if o[0].Error != "expired" || o[0].Status != 200 || o[0].BytesOut != 22 {
 		t.Errorf("outcome %+v", o[0])
 	}
 }
@@ -447,5 +448,53 @@ func TestDrain(t *testing.T) {
 	}
 	if terminated != 2 {
 		t.Errorf("%d streams ended by the drain, want 2:\n%s", terminated, s.audit)
+	}
+}
+
+// TestAClientThatGoesIsNotForgotten holds that a request whose client has gone may still be what causes something, for longer
+// than one that was answered: the service was not told to stop.
+func TestAClientThatGoesIsNotForgotten(t *testing.T) {
+	flight := cause.NewFlight()
+	capability := make(chan string, 2)
+	release := make(chan struct{})
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		capability <- r.Header.Get("X-Sallyport-Capability")
+		if r.URL.Path != "/health" {
+			<-release
+		}
+	}))
+	defer service.Close()
+	defer close(release)
+	s := open(t, func(s *stage) { s.config.Flight, s.config.Upstream = flight, mustURL(t, service.URL) })
+	c := s.dial()
+	c.send(get("/events", bearerHeader(s.token(""))))
+	gone := <-capability
+	c.Close()
+	s.settled(1)
+	if a, _ := s.ask(get("/health")); a.StatusCode != 200 {
+		t.Fatalf("answered %d", a.StatusCode)
+	}
+	answered := <-capability
+	time.Sleep(cause.Tail + 100*time.Millisecond)
+	if _, ok := flight.ByCapability(answered); ok {
+		t.Error("one that was answered is in flight still")
+	}
+	if _, ok := flight.ByCapability(gone); !ok {
+		t.Error("one that was left is forgotten, and the service is at work on it")
+	}
+}
+
+// TestAServiceThatIsNotThereIsAtWorkOnNothing: what it never received counts no longer than what it has answered.
+func TestAServiceThatIsNotThereIsAtWorkOnNothing(t *testing.T) {
+	flight := cause.NewFlight()
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	s := open(t, func(s *stage) { s.config.Flight, s.config.Upstream = flight, mustURL(t, gone.URL) })
+	if a, _ := s.ask(get("/health")); a.StatusCode != 502 {
+		t.Fatalf("answered %d", a.StatusCode)
+	}
+	time.Sleep(cause.Tail + 100*time.Millisecond)
+	if w := flight.Window(); w.Requests != 0 {
+		t.Errorf("%d may still cause something", w.Requests)
 	}
 }

@@ -3,8 +3,10 @@ package ingress
 import (
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/sallyport/sallyport/bearer"
+	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/policy"
 )
 
@@ -18,25 +20,29 @@ const (
 // credential takes the one token of the request. On a public route none is taken, and none reaches the service.
 func (x *exchange) credential() bool {
 	if x.selection.Route.Public != nil {
-		if x.queryHasToken() {
+		if x.strayToken(nil) {
 			return x.deny(codeTokenInQuery, "the query of a public route has an access_token, which must not reach the service")
 		}
 		return x.alive()
 	}
-	token, err := bearer.FromRequest(x.r)
+	if x.byHop() {
+		return x.transaction()
+	}
+	token, dpop, err := x.rules.Verifier.Take(x.r)
 	if err != nil {
 		return x.denyToken(err)
 	}
-	x.token = token
+	x.token, x.dpop = token, dpop
 	return x.alive()
 }
 
-// queryHasToken asks bearer, whose reading of a query is the one that counts: beside a header it refuses a token there.
-func (x *exchange) queryHasToken() bool {
-	if x.target.RawQuery == "" {
+// strayToken asks bearer, whose reading counts, whether there is an access_token in the query or in these cookies: beside
+// a header it refuses one there.
+func (x *exchange) strayToken(cookies []string) bool {
+	if x.target.RawQuery == "" && len(cookies) == 0 {
 		return false
 	}
-	_, err := bearer.FromRequest(&http.Request{URL: x.r.URL, Header: http.Header{"Authorization": {"Bearer none"}}})
+	_, err := bearer.FromRequest(&http.Request{URL: x.r.URL, Header: http.Header{"Authorization": {"Bearer none"}, "Cookie": cookies}})
 	return err != nil
 }
 
@@ -45,12 +51,31 @@ func (x *exchange) verify() bool {
 	if x.selection.Route.Public != nil {
 		return true
 	}
+	if x.byHop() {
+		return x.verifyHop()
+	}
 	caller, err := x.rules.Verifier.Verify(x.r.Context(), x.token)
 	if err != nil {
 		return x.denyToken(err)
 	}
+	if x.rules.Assert != nil && !x.assertable(&caller) {
+		return false
+	}
+	caller.Transaction = x.id // which begins here
 	x.caller = &caller
 	return x.alive()
+}
+
+// assertable denies a caller of whom no assertion can be made: that is the caller's matter, and no fault of ours.
+func (x *exchange) assertable(c *identity.Caller) bool {
+	switch {
+	case c.Subject == "" && c.Client == "":
+		return x.refuse(policy.Deny(codeNobodyNamed, "the token has no sub, client_id and azp: an assertion would name nobody"), http.StatusUnauthorized)
+	case !x.g.now().Before(c.Expires.Add(assertionLeeway)):
+		return x.refuse(policy.Deny(codeExpired, "the token ended at "+c.Expires.UTC().Format(time.RFC3339)+
+			": its issuer's leeway would let it pass, but no assertion outlives it"), http.StatusUnauthorized)
+	}
+	return true
 }
 
 // denyToken denies for bearer's reason. Its Detail is for the operator and never holds the token.

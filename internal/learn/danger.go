@@ -60,8 +60,9 @@ func readPerils(text string) ([]peril, error) {
 	return list, nil
 }
 
-// dangerous says why one access ('r', 'w' or 'x') to a path is, or "".
-func dangerous(access byte, file string) string {
+// Dangerous says why one access ('r', 'w' or 'x') to a path leads out of where a service belongs, or "": those that no
+// learned profile allows by itself. What is another process's in /proc is /proc/[pid].
+func Dangerous(access byte, file string) string {
 	for _, p := range perils() {
 		if strings.IndexByte(p.access, access) >= 0 && matches(p.pattern, file) {
 			return p.why

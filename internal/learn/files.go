@@ -48,7 +48,7 @@ func (p *profile) dangers() {
 			if !*a.on {
 				continue
 			}
-			why := dangerous(a.letter, o.Path)
+			why := Dangerous(a.letter, o.Path)
 			switch {
 			case blocks[o.Path]:
 				why = "a block device: every file on it"
@@ -128,7 +128,7 @@ func (p *profile) mayWrite(w string, say bool) bool {
 		}
 		return ""
 	}
-	if why := dangerous('w', w); why != "" {
+	if why := Dangerous('w', w); why != "" {
 		warn(w, "write: "+why)
 		return false
 	}
@@ -205,7 +205,7 @@ func (p *profile) executeWithNeeds(o Opened) {
 			return
 		}
 		loader := strings.HasPrefix(path.Base(n.Path), "ld-") // of the program, which alone decides what it loads
-		if why := dangerous('x', n.Path); n.Execute && !loader && why != "" {
+		if why := Dangerous('x', n.Path); n.Execute && !loader && why != "" {
 			p.warn(o.Path, "execute: it needs "+n.Path+": "+why)
 			return
 		}

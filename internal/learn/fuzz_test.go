@@ -87,7 +87,7 @@ func FuzzProfile(f *testing.F) {
 				letter byte
 				list   []string
 			}{{o.Read, 'r', reads}, {o.Write, 'w', box.Write}, {o.Execute, 'x', box.Execute}} {
-				if a.on && (o.Block || dangerous(a.letter, o.Path) != "") && allowed(a.list, o.Path) {
+				if a.on && (o.Block || Dangerous(a.letter, o.Path) != "") && allowed(a.list, o.Path) {
 					t.Errorf("%c %s is dangerous, and allowed\n%s", a.letter, o.Path, r.YAML)
 				}
 			}

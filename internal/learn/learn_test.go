@@ -34,9 +34,10 @@ egress:
   destinations:
     - name: billing
       hosts: ["billing.internal:443"]
+      for: any
       tls: originate # judged request by request
       methods: [POST]
-    - {name: old, hosts: ["old.internal:443"]}
+    - {name: old, hosts: ["old.internal:443"], for: any}
 `
 
 func given() Given {
@@ -238,7 +239,7 @@ func TestConnections(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	for _, w := range []string{
-		"# DANGEROUS, left out: 10.0.0.10:6000: connect: ", `{name: 10-0-0-10, hosts: ["10.0.0.10:6000"], protocol: tcp}`, "# DANGEROUS, left out: 169.254.169.254:80: connect: metadata-",
+		"# DANGEROUS, left out: 10.0.0.10:6000: connect: ", `{name: 10-0-0-10, hosts: ["10.0.0.10:6000"], for: any, protocol: tcp}`, "# DANGEROUS, left out: 169.254.169.254:80: connect: metadata-",
 		"# DANGEROUS, left out: docker.internal:2375 (10.0.0.11): connect: docker-api", "# DANGEROUS, left out: /run/docker.sock: connect: docker-socket", "# DANGEROUS, left out: /mnt/docker.sock: connect: docker",
 		"not seen to be used: old", "in read before, and not seen to be needed: /app", "left out: refused.example:443", "refused: to listen on 0.0.0.0:9229", "tls: originate # judged request by request",
 		"preset: node # the kind", "user: 10001:10001", "env: {set: {PORT: \"3000\"}}",
@@ -277,7 +278,7 @@ func TestDangers(t *testing.T) {
 		if !strings.HasPrefix(example, "/") {
 			example = "/" + example
 		}
-		if !matches(p.pattern, example) || dangerous(p.access[0], example) == "" {
+		if !matches(p.pattern, example) || Dangerous(p.access[0], example) == "" {
 			t.Errorf("%s does not match %s", p.pattern, example)
 		}
 	}

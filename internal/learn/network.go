@@ -103,7 +103,7 @@ func (p *profile) connection(c Connect) {
 	case len(hosts) > 0: // a name may lead to a private address, if it is written down
 		where = at(hosts[0], c.To)
 	case err != nil:
-		p.warn(where, fmt.Sprintf("connect: %s; it was asked for without a name, and whoever has the address tomorrow would be trusted. If it was meant: {name: %s, hosts: [%q], protocol: %s}",
+		p.warn(where, fmt.Sprintf("connect: %s; it was asked for without a name, and whoever has the address tomorrow would be trusted. If it was meant: {name: %s, hosts: [%q], for: any, protocol: %s}",
 			reason(err), slug(c.To.Addr().String()), where, protocol(c.To.Port())))
 		return
 	default:

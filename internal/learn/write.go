@@ -106,7 +106,7 @@ func (p *profile) destinations(b *bytes.Buffer) error {
 		for i, h := range d.hosts {
 			hosts[i] = fmt.Sprintf("%q", h) // of letters, digits and brackets
 		}
-		fmt.Fprintf(b, "    - name: %s\n      hosts: [%s]\n      protocol: %s\n", scalar(d.name), strings.Join(hosts, ", "), d.protocol)
+		fmt.Fprintf(b, "    - name: %s\n      hosts: [%s]\n      for: any # whatever causes it: better the routes that need it, for: {routes: [...]}\n      protocol: %s\n", scalar(d.name), strings.Join(hosts, ", "), d.protocol)
 	}
 	return nil
 }

@@ -23,6 +23,21 @@ func (p *Policy) Decide(s Selection, r Request, caller *identity.Caller, now tim
 	return d
 }
 
+// Admits judges what of a route's requirement is about the caller and not about the request: that the route is there, and
+// the scopes. A denial means that Decide would deny every request of this caller on it.
+func (p *Policy) Admits(route string, caller *identity.Caller, now time.Time) Decision {
+	for _, r := range p.routes {
+		if r.Name == route {
+			unconditional := *r
+			unconditional.When = ""
+			d := unconditional.decide(Selection{}, Request{}, caller, now)
+			d.Route = route
+			return d
+		}
+	}
+	return Deny(NoRoute, "there is no such route any more")
+}
+
 func (r *route) decide(s Selection, request Request, caller *identity.Caller, now time.Time) Decision {
 	if r.Public != nil {
 		if !now.Before(r.Public.Expires) {

@@ -124,3 +124,59 @@ func TestReasonsHoldNoClaims(t *testing.T) {
 		}
 	}
 }
+
+// Admits denies exactly where Decide would deny whatever the request is: it looks at no path and at no condition.
+func TestAdmits(t *testing.T) {
+	now := date("2027-01-01")
+	p := mustNew(t,
+		Route{Name: "all", Match: "GET /all", Scopes: []string{"a", "b"}},
+		Route{Name: "when", Match: "GET /when/{tenant}", Scopes: []string{"a"}, When: "claims.tenant == path.tenant"},
+		Route{Name: "public", Match: "GET /public", Public: open()},
+	)
+	for _, test := range []struct {
+		route  string
+		caller *identity.Caller
+		now    time.Time
+		want   Code
+	}{
+		{"all", caller("a", "b"), now, Allowed},
+		{"all", caller("a"), now, InsufficientScope},
+		{"all", nil, now, MissingToken},
+		{"when", caller("a"), now, Allowed},
+		{"when", caller(), now, InsufficientScope},
+		{"public", nil, now, AllowedPublic},
+		{"public", nil, date("2027-06-01"), PublicExpired},
+		{"gone", caller("a"), now, NoRoute},
+		{"", nil, now, NoRoute},
+	} {
+		if d := p.Admits(test.route, test.caller, test.now); d.Code != test.want || d.Allowed() != (test.want == Allowed || test.want == AllowedPublic) {
+			t.Errorf("%s: %s, want %s", test.route, d.Code, test.want)
+		}
+	}
+}
+
+// What the earlier steps ask for is part of a route's requirement, and no part of a public one.
+func TestProofsOfARoute(t *testing.T) {
+	for field, change := range map[string]func(*Route){
+		"sender_constrained": func(r *Route) { r.Bound = true },
+		"dpop_nonce":         func(r *Route) { r.Nonce = true },
+		"require_jti":        func(r *Route) { r.TokenID = true },
+		"privileged":         func(r *Route) { r.Unprivileged = true },
+	} {
+		public := Route{Name: "public", Match: "GET /public", Public: open()}
+		change(&public)
+		if _, err := New([]Route{public}); err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("a public route with %s: %v", field, err)
+		}
+		one, other := Route{Name: "one", Match: "GET /a/{x}", AnyCaller: true}, Route{Name: "other", Match: "GET /A/b", AnyCaller: true}
+		p := mustNew(t, one, other)
+		if s, d := p.Select(Request{Method: "GET", Path: "/a/b"}); s.Route == nil {
+			t.Fatalf("two routes with one requirement: %s", d.Code)
+		}
+		change(&other)
+		p = mustNew(t, one, other)
+		if s, d := p.Select(Request{Method: "GET", Path: "/a/b"}); s.Route != nil || d.Code != PathAmbiguous {
+			t.Errorf("%s makes no difference between two routes: %s", field, d.Code)
+		}
+	}
+}

@@ -25,10 +25,15 @@ const (
 	EncryptedHello     Code = "encrypted_hello"
 	NotJudged          Code = "not_judged"
 	SocketNotAllowed   Code = "socket_not_allowed"
-	WouldDeny          Code = "would_deny"
+
+	CauseNotAllowed      Code = "cause_not_allowed"
+	BackgroundNotAllowed Code = "background_not_allowed"
+	StandingLost         Code = "standing_lost"
+
+	WouldDeny Code = "would_deny"
 )
 
-// OutboundCodes lists every code that Select, Decide, DecideSocket and Waive give, for the documentation.
+// OutboundCodes lists every code that Select, DecideCause, Decide, DecideSocket and Waive give, for the documentation.
 func OutboundCodes() []CodeMeaning {
 	return []CodeMeaning{
 		{Allowed, "A destination names the place, and what can be seen of the attempt is what the destination allows."},
@@ -41,6 +46,9 @@ func OutboundCodes() []CodeMeaning {
 		{SNIMismatch, "The ClientHello names another server than the destination."},
 		{EncryptedHello, "The ClientHello has an encrypted part, which may name another server."},
 		{NotJudged, "What must be judged was not: there is no address that was found safe to dial, or no request."},
+		{CauseNotAllowed, "A request that may have caused it is none that the destination is for."},
+		{BackgroundNotAllowed, "No request caused it, and the destination is for requests."},
+		{StandingLost, "A request that may have caused it has lost its standing: its token was revoked, or its route is gone."},
 		{SocketNotAllowed, "The path is not among the sockets that may be connected to."},
 	}
 }
@@ -67,6 +75,7 @@ func (h Host) IsAddress() bool {
 type Destination struct {
 	Name    string // required, unique, [a-z0-9-]
 	Hosts   []Host
+	For     For      // what may cause an attempt to reach it; required
 	Named   bool     // its clients say in a ClientHello which host they want, and that must be the one
 	Seen    bool     // requests can be seen: Methods and Paths hold
 	Methods []string // empty: all
@@ -76,7 +85,7 @@ type Destination struct {
 // DestinationError is one thing wrong with one destination.
 type DestinationError struct {
 	Index int    // in the list
-	Field string // the yaml key: name, hosts, protocol, methods, paths, direct, tls, ca_file
+	Field string // the yaml key: name, hosts, for, protocol, methods, paths, direct, tls, ca_file
 	Err   error
 	Hint  string
 }
@@ -115,6 +124,7 @@ type Outbound struct {
 	Method  string
 	Path    string // as sent, no query
 	Hello   *Hello // nil: none was read
+	Causes  Causes
 	// Addresses are those that were found safe to dial for this host.
 	Addresses []netip.AddrPort
 }
@@ -167,6 +177,8 @@ func NewExits(list []Destination, report bool) (*Exits, error) {
 
 func compileExit(d Destination, wrong func(field, hint string, err error)) *exit {
 	d.Hosts, d.Methods, d.Paths = slices.Clone(d.Hosts), slices.Clone(d.Methods), slices.Clone(d.Paths)
+	d.For.Routes, d.For.Scopes = slices.Clone(d.For.Routes), slices.Clone(d.For.Scopes)
+	checkFor(d.For, wrong)
 	x := &exit{Destination: d}
 	if !d.Seen && len(d.Methods) > 0 {
 		wrong("methods", "protocol: http, or tls: originate", errors.New("requests to this destination cannot be seen"))
@@ -224,13 +236,16 @@ func (x *exit) judge(o Outbound) Decision {
 	return Decision{}
 }
 
-// Decide is the decision by all the rest, for an exit of this list's Select: the server that the client asks for, and
-// the addresses that were judged. It is the only place where an allow of an outgoing connection comes from.
+// Decide is the decision by all the rest, for an exit of this list's Select: what may have caused it, the server that
+// the client asks for, and the addresses that were judged. It is the only place where an allow of an outgoing connection comes from.
 func (e *Exits) Decide(s Exit, o Outbound) Decision {
 	if s.exit == nil || e.byHost[o.Host] != s.exit {
 		return Deny(DestinationUnknown, "no destination was selected")
 	}
-	d := s.exit.judge(o)
+	d := s.exit.For.judge(o.Causes)
+	if d.Code == "" {
+		d = s.exit.judge(o)
+	}
 	switch {
 	case d.Code != "":
 	case len(o.Addresses) == 0:

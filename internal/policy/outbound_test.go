@@ -10,10 +10,10 @@ import (
 func exits(t *testing.T, report bool) *Exits {
 	t.Helper()
 	e, err := NewExits([]Destination{
-		{Name: "tls", Hosts: []Host{{"api.example", 443}, {"alias.example", 443}, {"192.0.2.1", 443}}, Named: true},
-		{Name: "web", Hosts: []Host{{"web.example", 80}}, Seen: true, Methods: []string{"GET", "POST"}, Paths: []string{"/v1/{id}", "/v1/a/{rest...}", "/{$}"}},
-		{Name: "open", Hosts: []Host{{"open.example", 80}}, Seen: true},
-		{Name: "db", Hosts: []Host{{"db.example", 5432}}},
+		{Name: "tls", For: For{Any: true}, Hosts: []Host{{"api.example", 443}, {"alias.example", 443}, {"192.0.2.1", 443}}, Named: true},
+		{Name: "web", For: For{Any: true}, Hosts: []Host{{"web.example", 80}}, Seen: true, Methods: []string{"GET", "POST"}, Paths: []string{"/v1/{id}", "/v1/a/{rest...}", "/{$}"}},
+		{Name: "open", For: For{Any: true}, Hosts: []Host{{"open.example", 80}}, Seen: true},
+		{Name: "db", For: For{Any: true}, Hosts: []Host{{"db.example", 5432}}},
 	}, report)
 	if err != nil {
 		t.Fatal(err)
@@ -150,10 +150,10 @@ func TestDecideSocket(t *testing.T) {
 func TestBadDestinations(t *testing.T) {
 	host := []Host{{"a.example", 443}}
 	for field, list := range map[string][]Destination{
-		"name":    {{Name: "A b", Hosts: host}},
-		"hosts":   {{Name: "a"}},
-		"methods": {{Name: "a", Hosts: host, Seen: true, Methods: []string{"get"}}},
-		"paths":   {{Name: "a", Hosts: host, Seen: true, Paths: []string{"v1"}}},
+		"name":    {{Name: "A b", For: For{Any: true}, Hosts: host}},
+		"hosts":   {{Name: "a", For: For{Any: true}}},
+		"methods": {{Name: "a", For: For{Any: true}, Hosts: host, Seen: true, Methods: []string{"get"}}},
+		"paths":   {{Name: "a", For: For{Any: true}, Hosts: host, Seen: true, Paths: []string{"v1"}}},
 	} {
 		_, err := NewExits(list, false)
 		var wrong *DestinationError
@@ -162,12 +162,12 @@ func TestBadDestinations(t *testing.T) {
 		}
 	}
 	for what, list := range map[string][]Destination{
-		"named":              {{Name: "a", Hosts: host}, {Name: "a", Hosts: []Host{{"b", 1}}}},
-		"is a host of":       {{Name: "a", Hosts: host}, {Name: "b", Hosts: host}},
-		"stands twice":       {{Name: "a", Hosts: append(host, host...)}},
-		"cannot be seen":     {{Name: "a", Hosts: host, Methods: []string{"GET"}}, {Name: "b", Hosts: []Host{{"b", 1}}, Paths: []string{"/"}}},
-		`"/a/{x}/{x}"`:       {{Name: "a", Hosts: host, Seen: true, Paths: []string{"/a/{x}/{x}"}}},
-		`destination 1: hos`: {{Name: "a", Hosts: host}, {Name: "b"}},
+		"named":              {{Name: "a", For: For{Any: true}, Hosts: host}, {Name: "a", For: For{Any: true}, Hosts: []Host{{"b", 1}}}},
+		"is a host of":       {{Name: "a", For: For{Any: true}, Hosts: host}, {Name: "b", For: For{Any: true}, Hosts: host}},
+		"stands twice":       {{Name: "a", For: For{Any: true}, Hosts: append(host, host...)}},
+		"cannot be seen":     {{Name: "a", For: For{Any: true}, Hosts: host, Methods: []string{"GET"}}, {Name: "b", For: For{Any: true}, Hosts: []Host{{"b", 1}}, Paths: []string{"/"}}},
+		`"/a/{x}/{x}"`:       {{Name: "a", For: For{Any: true}, Hosts: host, Seen: true, Paths: []string{"/a/{x}/{x}"}}},
+		`destination 1: hos`: {{Name: "a", For: For{Any: true}, Hosts: host}, {Name: "b", For: For{Any: true}}},
 	} {
 		if _, err := NewExits(list, false); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%s: %v", what, err)
@@ -181,7 +181,7 @@ func FuzzOutboundPath(f *testing.F) {
 	for _, seed := range []string{"7", "..", "%2e", "a%2Fb", "%252e%252e", "a;b", `a\b`, "%20"} {
 		f.Add(seed)
 	}
-	e, err := NewExits([]Destination{{Name: "web", Hosts: []Host{{"web.example", 80}}, Seen: true, Paths: []string{"/v1/{id}"}}}, false)
+	e, err := NewExits([]Destination{{Name: "web", For: For{Any: true}, Hosts: []Host{{"web.example", 80}}, Seen: true, Paths: []string{"/v1/{id}"}}}, false)
 	if err != nil {
 		f.Fatal(err)
 	}

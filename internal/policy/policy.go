@@ -38,8 +38,8 @@
 //     without parameters, or with "/" for "%2F" does either.
 //
 // Two routes have the same requirement if they ask for the same scopes, are
-// public until the same instant, allow the same in paths and upgrades, and
-// neither has a condition.
+// public until the same instant, allow the same in paths and upgrades, want the
+// same proofs and identifiers, and neither has a condition.
 //
 // # Limits
 //
@@ -90,6 +90,12 @@ type Route struct {
 	AllowInPath []string // "%2F", ";": what this route's captures may hold, see internal/ingress canonical
 	Upgrades    []string // "websocket"
 	Headers     []string // request headers that When may read, lower-case
+
+	// What the steps before Decide ask for; Decide itself does not.
+	Bound        bool // only a token that is bound to a key or certificate, with the proof of it
+	Nonce        bool // a proof of the key must hold a nonce of the gate
+	TokenID      bool // only a token with a jti, by which it can be revoked
+	Unprivileged bool // may be served while it is not known what has been revoked
 }
 
 // Public says why a route asks for nothing, who answers for that, and until when.
@@ -213,8 +219,8 @@ func numberRules(routes []*route) {
 	for i, r := range routes {
 		key := fmt.Sprintf("when of route %d", i)
 		if r.When == "" {
-			key = fmt.Sprintf("%q %q %t %q %q", sortedSet(r.Scopes), sortedSet(r.AnyScope), r.AnyCaller,
-				sortedSet(r.AllowInPath), sortedSet(r.Upgrades))
+			key = fmt.Sprintf("%q %q %t %q %q %t %t %t %t", sortedSet(r.Scopes), sortedSet(r.AnyScope), r.AnyCaller,
+				sortedSet(r.AllowInPath), sortedSet(r.Upgrades), r.Bound, r.Nonce, r.TokenID, r.Unprivileged)
 			if r.Public != nil {
 				key += " public until " + r.Public.Expires.UTC().Format(time.RFC3339Nano)
 			}

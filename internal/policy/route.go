@@ -26,6 +26,7 @@ func checkRoute(r *route, patternOK bool, report func(field, hint string, err er
 	if r.Public != nil {
 		checkPublic(r.Public, report)
 	}
+	checkProofs(r, report)
 	for _, special := range r.AllowInPath {
 		if special != "%2F" && special != ";" {
 			report("allow_in_path", "", fmt.Errorf("%q is not one of %q and %q", special, "%2F", ";"))
@@ -66,6 +67,20 @@ func checkRequirement(r *route, report func(field, hint string, err error)) {
 	}
 	if len(r.When) > maxCondition {
 		report("when", "", fmt.Errorf("longer than %d bytes", maxCondition))
+	}
+}
+
+// checkProofs refuses what a route without a caller cannot ask for.
+func checkProofs(r *route, report func(field, hint string, err error)) {
+	for _, asked := range []struct {
+		field string
+		is    bool
+	}{
+		{"sender_constrained", r.Bound}, {"dpop_nonce", r.Nonce}, {"require_jti", r.TokenID}, {"privileged", r.Unprivileged},
+	} {
+		if asked.is && r.Public != nil {
+			report(asked.field, "remove it, or public", errors.New("a public route asks for no token, so it can ask nothing of one"))
+		}
 	}
 }
 

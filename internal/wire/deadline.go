@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -42,6 +43,19 @@ func (c *Conn) Close() error {
 		}
 	})
 	return err
+}
+
+// Abort ends the connection by a reset, where the client could take an end for the end of an answer: one whose length
+// nothing else tells. Close remains to be called.
+func (c *Conn) Abort() {
+	below := c.Conn
+	if t, ok := below.(*tls.Conn); ok {
+		below = t.NetConn() // without a close_notify, which would say that all is well
+	}
+	if t, ok := below.(*net.TCPConn); ok {
+		t.SetLinger(0)
+		t.Close()
+	}
 }
 
 // SetReadDeadline sets net/http's deadline; ours stays.

@@ -202,6 +202,15 @@ func (c *Conn) Peer() netip.Addr { return c.peer }
 // TLS reports whether the connection below is one of TLS.
 func (c *Conn) TLS() bool { return c.onTLS }
 
+// TLSState is what the handshake of this connection left; false if the connection is not one of TLS.
+func (c *Conn) TLSState() (tls.ConnectionState, bool) {
+	t, ok := c.Conn.(*tls.Conn)
+	if !ok {
+		return tls.ConnectionState{}, false
+	}
+	return t.ConnectionState(), true
+}
+
 // Next takes the connection's next request, which the handler has just been given. It returns the refusal in whose
 // place that request stands, nil if the request is the client's own.
 func (c *Conn) Next() *Refusal {

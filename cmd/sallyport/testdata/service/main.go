@@ -10,7 +10,8 @@
 //	service leave SOCKET    connect, leave the connection to a child, and end
 //	service reload SOCKET   serve, and answer with what the admin listener at SOCKET says to a reload
 //	service ask             serve, and answer with what ?url= answers, or why it did not: http://..., unix:PATH, or what
-//	                        became of read:PATH, write:PATH and run:PATH
+//	                        became of read:PATH, write:PATH and run:PATH; with ?as=request or ?as=background by way of
+//	                        SALLYPORT_PROXY, with the capability of the request or that of none
 //	service get URL METHOD  ask, by way of HTTP_PROXY if it is set, print the answer and end
 //	service tunnel ADDRESS  the same inside a CONNECT
 package main
@@ -95,7 +96,8 @@ func main() {
 			return
 		}
 		if mode[0] == "ask" && r.URL.Query().Has("url") {
-			_, _ = io.WriteString(w, ask(http.MethodGet, r.URL.Query().Get("url")))
+			capability := map[string]string{"request": r.Header.Get("X-Sallyport-Capability"), "background": os.Getenv("SALLYPORT_BACKGROUND")}
+			_, _ = io.WriteString(w, askAs(capability[r.URL.Query().Get("as")], http.MethodGet, r.URL.Query().Get("url")))
 			return
 		}
 		if mode[0] == "reload" {
@@ -138,7 +140,10 @@ func leave(socket string) {
 }
 
 // ask sends a request where it is told to. The standard library's way with HTTP_PROXY would leave loopback out.
-func ask(method, target string) string {
+func ask(method, target string) string { return askAs("", method, target) }
+
+// askAs presents a capability, if there is one, to the proxy that hears it.
+func askAs(capability, method, target string) string {
 	if verb, path, ok := strings.Cut(target, ":/"); ok && (verb == "read" || verb == "write" || verb == "run") {
 		return deed(verb, "/"+path)
 	}
@@ -149,12 +154,17 @@ func ask(method, target string) string {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}
+	} else if capability != "" {
+		transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(os.Getenv("SALLYPORT_PROXY")) }
 	} else if proxy := os.Getenv("HTTP_PROXY"); proxy != "" {
 		transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }
 	}
 	req, err := http.NewRequest(method, target, nil)
 	if err != nil {
 		return err.Error()
+	}
+	if capability != "" {
+		req.Header.Set("Proxy-Authorization", "Bearer "+capability)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
