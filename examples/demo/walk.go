@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -73,10 +74,18 @@ func (s *stage) walk(ctx context.Context) (wrong int) {
 			fmt.Printf("  \033[31mNOT AS IT MUST BE: %v\033[0m\n", err)
 		}
 	}
-	fmt.Printf("\n\033[1m%d. Reaching the service's port past the gate\033[0m\n", len(all)+1)
-	if err := s.passBy(); err != nil {
-		wrong++
-		fmt.Printf("  \033[31mNOT AS IT MUST BE: %v\033[0m\n", err)
+	for i, last := range []struct {
+		title string
+		take  func() error
+	}{
+		{"Reaching for the cloud's credentials through the same handler, and going on with the token", s.quarantine},
+		{"Reaching the service's port past the gate", s.passBy},
+	} {
+		fmt.Printf("\n\033[1m%d. %s\033[0m\n", len(all)+1+i, last.title)
+		if err := last.take(); err != nil {
+			wrong++
+			fmt.Printf("  \033[31mNOT AS IT MUST BE: %v\033[0m\n", err)
+		}
 	}
 	return wrong
 }
@@ -135,6 +144,74 @@ func (s *stage) take(st step) error {
 		return fmt.Errorf("it left %d audit lines, not one before and one after", len(records))
 	case st.code != "" && !strings.Contains(records[0], `"code":"`+st.code+`"`):
 		return fmt.Errorf("the audit record's code is not %s", st.code)
+	}
+	return nil
+}
+
+// quarantine has the service try to get out, and shows that the token behind it is ended by that: in front of the gate, within
+// a second.
+func (s *stage) quarantine() error {
+	token, err := s.mint("--subject", "mallory", "--scope", "orders:read")
+	if err != nil {
+		return err
+	}
+	ask := func(path string) (status int, body string, err error) {
+		req, err := http.NewRequest(http.MethodGet, s.url+path, nil)
+		if err != nil {
+			return 0, "", err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, "", nil // what was in flight is ended with the token: then there is no answer
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		return resp.StatusCode, string(b), nil
+	}
+	show := func(path string, status int, body string) {
+		fmt.Printf("  $ curl -i -H 'Authorization: Bearer %s' '%s%s'\n", short(token), s.url, path)
+		if status == 0 {
+			fmt.Println("  < (no answer: the request was ended)")
+			return
+		}
+		fmt.Printf("  < HTTP %d %s\n  < %s\n", status, http.StatusText(status), clip(body, 300))
+	}
+	const metadata = "/invoices/export?file=http://169.254.169.254/latest/meta-data/"
+	fmt.Println("  (after two quiet seconds: where several callers could have been it, nobody is blamed)")
+	time.Sleep(2200 * time.Millisecond)
+	before := s.auditSize()
+	status, body, err := ask(metadata)
+	if err != nil {
+		return err
+	}
+	show(metadata, status, body)
+	if status == http.StatusOK {
+		return errors.New("it was reached")
+	}
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if status, body, err = ask("/orders"); err != nil {
+			return err
+		}
+		if status == http.StatusUnauthorized || time.Since(began) > time.Second {
+			break
+		}
+	}
+	show("/orders", status, body)
+	said := strings.Join(s.records(before), "\n")
+	for line := range strings.Lines(said) {
+		for _, of := range []string{`"point":"egress"`, `"point":"state"`, `"point":"watch"`, `"code":"revoked"`} {
+			if strings.Contains(line, of) {
+				fmt.Printf("  audit: %s\n", strings.TrimSpace(line))
+				break
+			}
+		}
+	}
+	switch {
+	case status != http.StatusUnauthorized || !strings.Contains(body, "revoked"):
+		return fmt.Errorf("a second later the token gets %d", status)
+	case !strings.Contains(said, `"code":"escape_target"`):
+		return errors.New("the attempt is not on record")
 	}
 	return nil
 }
@@ -212,7 +289,9 @@ func (s *stage) records(from int64) []string {
 			sc := bufio.NewScanner(f)
 			sc.Buffer(nil, 1<<20)
 			for sc.Scan() {
-				lines = append(lines, sc.Text())
+				if !strings.Contains(sc.Text(), `"kind":"checkpoint"`) { // which comes when it is due
+					lines = append(lines, sc.Text())
+				}
 			}
 		}
 		f.Close()

@@ -9,6 +9,7 @@ export interface Settings {
   listen: { path: string } | { host: '127.0.0.1'; port: number };
   issuer: string;
   audience: string;
+  trustDomain: string;
   header: string;
   keys: KeyLocation;
   ratesUrl?: URL;
@@ -40,7 +41,7 @@ export function readSettings(env: NodeJS.ProcessEnv, args: string[] = []): Setti
   const port = Number(env.PORT || 3000);
   if (!Number.isInteger(port) || port < 0 || port > 65535) faults.push('PORT must be a number from 0 to 65535');
 
-  const header = (env.SALLYPORT_HEADER || 'authorization').toLowerCase();
+  const header = (env.SALLYPORT_HEADER || 'txn-token').toLowerCase();
   if (!/^[a-z0-9-]+$/.test(header)) faults.push('SALLYPORT_HEADER is not a header name');
 
   const file = env.SALLYPORT_JWKS_FILE;
@@ -48,11 +49,14 @@ export function readSettings(env: NodeJS.ProcessEnv, args: string[] = []): Setti
   if (file && env.SALLYPORT_JWKS_URI) faults.push('SALLYPORT_JWKS_FILE and SALLYPORT_JWKS_URI are both set');
   const uri = url('SALLYPORT_JWKS_URI');
 
+  const issuer = required('SALLYPORT_ISSUER');
+  const audience = required('SALLYPORT_AUDIENCE');
   const settings: Settings = {
     adapter: adapter as Settings['adapter'],
     listen: env.SALLYPORT_SOCKET ? { path: env.SALLYPORT_SOCKET } : { host: '127.0.0.1', port },
-    issuer: required('SALLYPORT_ISSUER'),
-    audience: required('SALLYPORT_AUDIENCE'),
+    issuer,
+    audience,
+    trustDomain: env.SALLYPORT_TRUST_DOMAIN?.trim() || audience,
     header,
     keys: file ? { file } : { uri: uri! },
     ratesUrl: url('RATES_URL'),

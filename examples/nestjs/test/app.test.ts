@@ -87,7 +87,7 @@ for (const adapter of ['express', 'fastify'] as const) {
       const { status, json } = await send('POST /orders', good, order);
       assert.equal(status, 201);
       assert.deepEqual([json.total, json.placedBy, json.status], [3870, 'ada', 'open']);
-      const admin = await sallyport.mint({ scope: 'orders:admin', claims: { roles: ['orders-admin'] } });
+      const admin = await sallyport.mint({ scope: 'orders:admin', 'tctx.claims': { roles: ['orders-admin'] } });
       assert.equal((await send(`DELETE /orders/${json.id}`, admin)).status, 204);
       isProblem(await send(`GET /orders/${json.id}`, good), 404, 'not_found');
     });
@@ -134,7 +134,7 @@ for (const adapter of ['express', 'fastify'] as const) {
       const hs256 = `${segment(sallyport.header({ alg: 'HS256' }))}.${segment(sallyport.claims())}`;
       const none = `${segment(sallyport.header({ alg: 'none' }))}.${segment(sallyport.claims())}`;
       const cases: [string | string[], string][] = [
-        [await sallyport.mint({ aud: 'billing' }), 'audience_mismatch'],
+        [await sallyport.mint({ 'tctx.service': 'billing' }), 'service_mismatch'],
         [await sallyport.mint({ iss: 'https://issuer.test' }), 'issuer_mismatch'],
         [await sallyport.mint({ iat: now - 120, exp: now - 60 }), 'expired'],
         [await sallyport.mint({}, { typ: 'at+jwt' }), 'typ_not_allowed'],
@@ -165,7 +165,7 @@ for (const adapter of ['express', 'fastify'] as const) {
       isProblem(await send('GET /orders', await sallyport.mint({ scope: undefined })), 403, 'insufficient_scope');
       const clerk = await sallyport.mint({ scope: 'orders:admin' });
       isProblem(await send('DELETE /orders/o-1001', clerk), 403, 'insufficient_role');
-      const roleOnly = await sallyport.mint({ claims: { roles: ['orders-admin'] } });
+      const roleOnly = await sallyport.mint({ 'tctx.claims': { roles: ['orders-admin'] } });
       isProblem(await send('DELETE /orders/o-1001', roleOnly), 403, 'insufficient_scope');
       assert.equal((await send('GET /orders/o-1001', good)).status, 200);
     });
@@ -200,6 +200,7 @@ for (const adapter of ['express', 'fastify'] as const) {
       isProblem(await send(`GET /invoices/export?file=${file}x`, good), 404, 'not_found');
       isProblem(await send(`GET /invoices/export?file=${sallyport.folder}`, good), 404, 'not_found');
       isProblem(await send('GET /invoices/export?file=/etc&file=/', good), 400, 'invalid_request');
+      isProblem(await send('GET /invoices/export?file=http://127.0.0.1:1/', good), 403, 'address_forbidden');
     });
 
     it('counts an upload as it streams', async () => {
@@ -261,7 +262,7 @@ for (const adapter of ['express', 'fastify'] as const) {
 
     it('opens no WebSocket to anybody else', async () => {
       isProblem((await upgrade('/ws')) as Answer, 401, 'missing_assertion');
-      isProblem((await upgrade('/ws', await sallyport.mint({ aud: 'billing' }))) as Answer, 401, 'audience_mismatch');
+      isProblem((await upgrade('/ws', await sallyport.mint({ 'tctx.service': 'billing' }))) as Answer, 401, 'service_mismatch');
       isProblem((await upgrade('/ws', await sallyport.mint({}, { typ: 'JWT' }))) as Answer, 401, 'typ_not_allowed');
       isProblem((await upgrade('/ws', await sallyport.mint({ scope: 'orders:write' }))) as Answer, 403, 'insufficient_scope');
       await assert.rejects(upgrade('/health'), /socket hang up/);

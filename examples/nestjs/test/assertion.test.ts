@@ -10,7 +10,7 @@ describe('verifyAssertion', () => {
   let sallyport: Sallyport;
   let keys: Keys;
   const verify = (assertion: string, now?: Date) =>
-    verifyAssertion(assertion, keys, { issuer: 'sallyport', audience: 'orders', now });
+    verifyAssertion(assertion, keys, { issuer: 'sallyport', audience: 'orders', trustDomain: 'demo.test', now });
   const refused = async (assertion: string, code: string, now?: Date) => {
     const error = await verify(assertion, now).then(() => assert.fail('it was accepted'), (error: unknown) => error);
     assert.ok(error instanceof AssertionError, String(error));
@@ -34,13 +34,22 @@ describe('verifyAssertion', () => {
       roles: ['clerk'],
       route: 'a-route',
       requestId: 'request-1',
+      transaction: 'request-0',
+      workloads: ['gateway', 'orders'],
     });
   });
 
-  it('does without a subject, a client, scopes and claims', async () => {
-    const caller = await verify(await sallyport.mint({ sub: undefined, client_id: undefined, scope: undefined, claims: undefined }));
-    assert.equal(caller.subject, undefined);
+  it('does without a client, a session, scopes and claims', async () => {
+    const less = { scope: undefined, 'rctx.client_id': undefined, 'rctx.sid': undefined, 'rctx.iat': undefined, 'tctx.claims': undefined };
+    const caller = await verify(await sallyport.mint(less));
+    assert.equal(caller.client, undefined);
     assert.deepEqual([caller.scopes, caller.roles], [[], []]);
+  });
+
+  it('takes the service for the trust domain where none is set', async () => {
+    const assertion = await sallyport.mint({ aud: 'orders' });
+    await verifyAssertion(assertion, keys, { issuer: 'sallyport', audience: 'orders' });
+    await refused(assertion, 'audience_mismatch');
   });
 
   it('tolerates a clock that is 5 seconds off, and no more', async () => {
@@ -53,9 +62,12 @@ describe('verifyAssertion', () => {
   });
 
   const wrongClaims: [string, () => Record<string, unknown>, string][] = [
-    ['for another audience', () => ({ aud: 'billing' }), 'audience_mismatch'],
-    ['for a list of audiences', () => ({ aud: ['orders', 'billing'] }), 'claim_invalid'],
-    ['without an audience', () => ({ aud: undefined }), 'claim_missing'],
+    ['for another service', () => ({ 'tctx.service': 'billing' }), 'service_mismatch'],
+    ['for a list of services', () => ({ 'tctx.service': ['orders', 'billing'] }), 'claim_invalid'],
+    ['without a service', () => ({ 'tctx.service': undefined }), 'claim_missing'],
+    ['of another trust domain', () => ({ aud: 'other.test' }), 'audience_mismatch'],
+    ['of a list of trust domains', () => ({ aud: ['demo.test', 'other.test'] }), 'claim_invalid'],
+    ['without a trust domain', () => ({ aud: undefined }), 'claim_missing'],
     ['of another issuer', () => ({ iss: 'sallyport2' }), 'issuer_mismatch'],
     ['of an issuer with a slash more', () => ({ iss: 'sallyport/' }), 'issuer_mismatch'],
     ['expired', () => ({ iat: seconds() - 100, exp: seconds() - 50 }), 'expired'],
@@ -66,13 +78,23 @@ describe('verifyAssertion', () => {
     ['good for an hour', () => ({ exp: seconds() + 3600 }), 'lifetime_too_long'],
     ['for ever', () => ({ exp: 1e300 }), 'lifetime_too_long'],
     ['with a fraction of a second', () => ({ exp: seconds() + 0.5 }), 'lifetime_too_long'],
-    ['without a route', () => ({ route: undefined }), 'claim_missing'],
+    ['without a route', () => ({ 'tctx.route': undefined }), 'claim_missing'],
     ['without an id', () => ({ jti: '' }), 'claim_invalid'],
-    ['without the issuer of the token', () => ({ caller_iss: undefined }), 'claim_missing'],
+    ['without a transaction', () => ({ txn: undefined }), 'claim_missing'],
+    ['without a subject', () => ({ sub: undefined }), 'claim_missing'],
+    ['without the issuer of the token', () => ({ 'rctx.iss': undefined }), 'claim_missing'],
+    ['without the id of the token', () => ({ 'rctx.jti': undefined }), 'claim_invalid'],
+    ['without the requester', () => ({ rctx: undefined }), 'claim_missing'],
+    ['with a requester that is a name', () => ({ rctx: 'ada' }), 'claim_invalid'],
+    ['with another session among the claims', () => ({ 'tctx.claims': { sid: 'session-2' } }), 'claim_invalid'],
+    ['with a claim that none has', () => ({ roles: ['admin'] }), 'claim_unexpected'],
+    ['with a claim in its requester that none has', () => ({ 'rctx.act': { sub: 'root' } }), 'claim_unexpected'],
+    ['that came through nine services', () => ({ req_wl: 'a,b,c,d,e,f,g,h,orders' }), 'claim_invalid'],
+    ['that came through a service without a name', () => ({ req_wl: ',orders' }), 'claim_invalid'],
     ['with a list of scopes', () => ({ scope: ['orders:read'] }), 'claim_invalid'],
     ['with a subject that is a number', () => ({ sub: 7 }), 'claim_invalid'],
-    ['with one role', () => ({ claims: { roles: 'orders-admin' } }), 'claim_invalid'],
-    ['with a list of claims', () => ({ claims: [] }), 'claim_invalid'],
+    ['with one role', () => ({ 'tctx.claims': { roles: 'orders-admin' } }), 'claim_invalid'],
+    ['with a list of claims', () => ({ 'tctx.claims': [] }), 'claim_invalid'],
   ];
   for (const [name, claims, code] of wrongClaims) {
     it(`refuses one ${name}`, async () => refused(await sallyport.mint(claims()), code));
@@ -81,7 +103,7 @@ describe('verifyAssertion', () => {
   const wrongHeaders: [string, Record<string, unknown>, string][] = [
     ['the type of an access token', { typ: 'at+jwt' }, 'typ_not_allowed'],
     ['the type JWT', { typ: 'JWT' }, 'typ_not_allowed'],
-    ['the type in capitals', { typ: 'SALLYPORT-ASSERTION+JWT' }, 'typ_not_allowed'],
+    ['the type in capitals', { typ: 'TXNTOKEN+JWT' }, 'typ_not_allowed'],
     ['no type', { typ: undefined }, 'header_unexpected'],
     ['no key id', { kid: undefined }, 'header_unexpected'],
     ['an unknown key id', { kid: 'x'.repeat(43) }, 'kid_unknown'],
@@ -145,7 +167,7 @@ describe('verifyAssertion', () => {
       const jws = new CompactSign(Buffer.from(json)).setProtectedHeader({ alg: 'EdDSA', ...sallyport.header() });
       return jws.sign(sallyport.key);
     };
-    const json = JSON.stringify(sallyport.claims({ claims: { note: 'a "scope": in a string', roles: [] } }));
+    const json = JSON.stringify(sallyport.claims({ 'tctx.claims': { note: 'a "scope": in a string', roles: [] } }));
     await verify(await twice(json));
     await refused(await twice(json.replace('{', '{"scope" : "orders:admin",')), 'token_encoding');
     await refused(await twice(json.replace('"roles":[]', '"roles":[],"r\\u006fles":["orders-admin"]')), 'token_encoding');

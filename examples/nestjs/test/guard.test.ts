@@ -63,7 +63,7 @@ describe('the guard alone, without the hook before it', () => {
 
   it('verifies for itself', async () => {
     assert.deepEqual(await get('/orders'), [401, 'missing_assertion']);
-    assert.deepEqual(await get('/orders', await sallyport.mint({ aud: 'billing' })), [401, 'audience_mismatch']);
+    assert.deepEqual(await get('/orders', await sallyport.mint({ 'tctx.service': 'billing' })), [401, 'service_mismatch']);
     assert.deepEqual(await get('/orders', await sallyport.mint()), [200, undefined]);
     assert.deepEqual(await get('/health'), [200, undefined]);
   });

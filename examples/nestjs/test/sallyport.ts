@@ -29,6 +29,7 @@ export class Sallyport {
       listen: { host: '127.0.0.1', port: 0 },
       issuer: 'sallyport',
       audience: 'orders',
+      trustDomain: 'demo.test',
       header: 'authorization',
       keys: { file: this.jwks },
       invoices: join(import.meta.dirname, '..', 'invoices'),
@@ -41,26 +42,32 @@ export class Sallyport {
     return new SignJWT(present(this.claims(claims))).setProtectedHeader({ alg: 'EdDSA', ...present(this.header(header)) }).sign(key);
   }
 
+  /** The members of rctx and tctx are named as a path: { 'tctx.service': 'billing' }. */
   claims(claims: Record<string, unknown> = {}): Record<string, unknown> {
     const now = Math.floor(Date.now() / 1000);
-    return {
+    const made: Record<string, unknown> = {
       iss: 'sallyport',
-      aud: 'orders',
+      aud: 'demo.test',
       sub: 'ada',
-      client_id: 'shop',
-      scope: 'orders:read orders:write',
-      route: 'a-route',
+      txn: 'request-0',
       jti: 'request-1',
+      scope: 'orders:read orders:write',
+      req_wl: 'gateway,orders',
+      rctx: { iss: 'https://issuer.test', jti: 'token-1', client_id: 'shop', sid: 'session-1', iat: now - 100 },
+      tctx: { service: 'orders', route: 'a-route', claims: { roles: ['clerk'] } },
       iat: now,
       exp: now + 60,
-      caller_iss: 'https://issuer.test',
-      claims: { roles: ['clerk'] },
-      ...claims,
     };
+    for (const [path, value] of Object.entries(claims)) {
+      const [section, name] = path.split('.') as [string, string?];
+      if (name === undefined) made[section] = value;
+      else made[section] = present({ ...(made[section] as object), [name]: value });
+    }
+    return made;
   }
 
   header(header: Record<string, unknown> = {}): Record<string, unknown> {
-    return { alg: 'EdDSA', kid: this.jwk.kid, typ: 'sallyport-assertion+jwt', ...header };
+    return { alg: 'EdDSA', kid: this.jwk.kid, typ: 'txntoken+jwt', ...header };
   }
 }
 

@@ -73,8 +73,9 @@ describe('readSettings', () => {
   const good = { SALLYPORT_ISSUER: 'sallyport', SALLYPORT_AUDIENCE: 'orders', SALLYPORT_JWKS_FILE: 'jwks.json' };
 
   it('has defaults for all but whom to believe', () => {
-    const { adapter, listen, header } = readSettings(good);
-    assert.deepEqual([adapter, listen, header], ['express', { host: '127.0.0.1', port: 3000 }, 'authorization']);
+    const { adapter, listen, header, trustDomain } = readSettings(good);
+    assert.deepEqual([adapter, listen, header, trustDomain], ['express', { host: '127.0.0.1', port: 3000 }, 'txn-token', 'orders']);
+    assert.equal(readSettings({ ...good, SALLYPORT_TRUST_DOMAIN: 'demo.test' }).trustDomain, 'demo.test');
     assert.equal(readSettings(good, ['--fastify']).adapter, 'fastify');
   });
 

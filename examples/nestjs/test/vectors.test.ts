@@ -10,6 +10,7 @@ interface Vectors {
   now: string;
   issuer: string;
   audience: string;
+  trust_domain: string;
   jwks: unknown;
   cases: { name: string; assertion: string; valid: boolean; ours?: boolean }[];
 }
@@ -17,7 +18,7 @@ interface Vectors {
 /** The cases that sallyport's own verifier is held to: the two must not disagree about any. */
 describe('shared vectors', async () => {
   const file = join(import.meta.dirname, '../../../testdata/vectors/assertions.json');
-  const { now, issuer, audience, jwks, cases } = JSON.parse(readFileSync(file, 'utf8')) as Vectors;
+  const { now, issuer, audience, trust_domain: trustDomain, jwks, cases } = JSON.parse(readFileSync(file, 'utf8')) as Vectors;
   const sallyport = await Sallyport.start();
   writeFileSync(sallyport.jwks, JSON.stringify(jwks));
   const keys = await Keys.open({ file: sallyport.jwks });
@@ -31,7 +32,7 @@ describe('shared vectors', async () => {
 
   for (const { name, assertion, valid, ours } of cases) {
     it(`${valid || harmless(name) ? 'accepts' : 'refuses'}: ${name}`, async () => {
-      const verdict = verifyAssertion(assertion, keys, { issuer, audience, now: new Date(now) });
+      const verdict = verifyAssertion(assertion, keys, { issuer, audience, trustDomain, now: new Date(now) });
       if (valid || (ours && harmless(name))) await verdict;
       else await assert.rejects(verdict, AssertionError);
     });

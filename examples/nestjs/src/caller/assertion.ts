@@ -4,12 +4,14 @@ import type { Keys } from './keys.js';
 /** Who calls, as sallyport states it. */
 export interface Identity {
   issuer: string; // of the caller's own token
-  subject?: string;
+  subject: string; // of the caller's own token; its client, where it has none
   client?: string;
   scopes: readonly string[];
   roles: readonly string[];
   route: string; // the name of the route that sallyport let the request through
   requestId: string;
+  transaction: string; // the id of the first request, where others led to this one
+  workloads: readonly string[]; // the services that the transaction came through, this one last
 }
 
 /** A refusal. The code may be told to the client, the message is for the log; neither holds the assertion. */
@@ -21,15 +23,21 @@ export class AssertionError extends Error {
 
 export interface Expected {
   issuer: string;
-  audience: string;
+  audience: string; // this service
+  trustDomain?: string; // the audience when absent
   now?: Date; // the clock; now when absent
 }
 
-const TYP = 'sallyport-assertion+jwt';
+const TYP = 'txntoken+jwt'; // draft-ietf-oauth-transaction-tokens-10
 const LIFETIME = 60; // seconds, at most
 const SKEW = 5; // seconds
-const CLAIMS = new Set('iss aud sub client_id scope route jti iat exp caller_iss claims'.split(' '));
+const WORKLOADS = 8; // at most
+const CLAIMS = 'iss aud sub txn jti scope req_wl rctx tctx iat exp'.split(' ');
+const REQUESTER = 'iss jti digest client_id sid iat'.split(' ');
+const TRANSACTION = 'service route claims'.split(' ');
 const SCOPE = /^[!#-[\]-~]+( [!#-[\]-~]+)*$/; // RFC 6749, section 3.3
+const WORKLOAD = /^[!#-+\--[\]-~]{1,256}$/; // the same without a comma
+const CONTROL = /[\u0000-\u001f\u007f-\u009f]/;
 
 /** Verifies a compact JWS against sallyport's published keys, and everything that it must say. */
 export async function verifyAssertion(assertion: string, keys: Keys, expected: Expected): Promise<Identity> {
@@ -44,10 +52,10 @@ export async function verifyAssertion(assertion: string, keys: Keys, expected: E
       algorithms: ['EdDSA'],
       typ: TYP,
       issuer: expected.issuer,
-      audience: expected.audience,
+      audience: expected.trustDomain ?? expected.audience,
       maxTokenAge: LIFETIME,
       clockTolerance: SKEW,
-      requiredClaims: ['route', 'jti', 'exp', 'caller_iss'],
+      requiredClaims: ['sub', 'txn', 'jti', 'exp', 'req_wl', 'rctx', 'tctx'],
       currentDate: expected.now,
     });
     claims = verified.payload;
@@ -55,7 +63,7 @@ export async function verifyAssertion(assertion: string, keys: Keys, expected: E
     throw refusal(error);
   }
   if (isAmbiguous(payload)) throw new AssertionError('token_encoding', 'two readers may read its payload differently');
-  return identityOf(claims);
+  return identityOf(claims, expected.audience);
 }
 
 async function known(keys: Keys, kid: unknown) {
@@ -105,42 +113,81 @@ function isAmbiguous(json: string): boolean {
   return false;
 }
 
-/** What jose does not judge: the types of our claims, and the lifetime that was given. */
-function identityOf(claims: JWTPayload): Identity {
-  const stray = Object.keys(claims).find((name) => !CLAIMS.has(name));
-  if (stray) throw new AssertionError('claim_unexpected', 'it has a claim that no assertion has');
-  const text = (name: string) => {
-    const value = claims[name];
-    if (value === undefined || (typeof value === 'string' && value !== '')) return value;
-    throw new AssertionError('claim_invalid', `its ${name} is not a string, or empty`);
-  };
+/** What jose does not judge: the one service that it is for, the types of our claims, and the lifetime that was given. */
+function identityOf(claims: JWTPayload, service: string): Identity {
+  const whole = sectionOf(claims, CLAIMS);
+  const requester = sectionOf(claims.rctx, REQUESTER, 'rctx');
+  const transaction = sectionOf(claims.tctx, TRANSACTION, 'tctx');
   const { iat, exp } = claims as { iat: number; exp: number };
   if (!Number.isSafeInteger(iat) || !Number.isSafeInteger(exp) || exp <= iat || exp - iat > LIFETIME) {
     throw new AssertionError('lifetime_too_long', `it is not valid for 1 to ${LIFETIME} seconds`);
   }
-  text('aud'); // jose would take a list too
-  const scope = text('scope');
-  if (scope !== undefined && !SCOPE.test(scope)) throw new AssertionError('claim_invalid', 'its scope is not a list of scopes');
-  return {
-    issuer: text('caller_iss')!,
-    subject: text('sub'),
-    client: text('client_id'),
+  whole.text('aud'); // jose would take a list too
+  const scope = whole.optional('scope');
+  if (scope !== undefined && !SCOPE.test(scope)) throw invalid('scope is not a list of scopes');
+  const workloads = whole.text('req_wl').split(',');
+  if (workloads.length > WORKLOADS || !workloads.every((name) => WORKLOAD.test(name))) {
+    throw invalid(`req_wl is not a list of 1 to ${WORKLOADS} services`);
+  }
+  if ((requester.optional('jti') === undefined) === (requester.optional('digest') === undefined)) {
+    throw invalid('rctx has neither or both of jti and digest');
+  }
+  const { iat: issued } = claims.rctx as { iat?: unknown };
+  if (issued !== undefined && !(Number.isSafeInteger(issued) && Number(issued) > 0)) throw invalid('rctx.iat is not a positive integer');
+  const passed = passedOn(claims.tctx as { claims?: unknown }, requester.optional('sid'));
+  const identity = {
+    issuer: requester.text('iss'),
+    subject: whole.text('sub'),
+    client: requester.optional('client_id'),
     scopes: scope?.split(' ') ?? [],
-    roles: claims.claims === undefined ? [] : rolesOf(claims.claims),
-    route: text('route')!,
-    requestId: text('jti')!,
+    roles: rolesOf(passed),
+    route: transaction.text('route'),
+    requestId: whole.text('jti'),
+    transaction: whole.text('txn'),
+    workloads,
   };
+  if (transaction.text('service') !== service) throw new AssertionError('service_mismatch', 'it is for another service');
+  return identity;
 }
 
-/** The roles among the claims of the caller's token that sallyport passes on. */
-function rolesOf(passed: unknown): string[] {
-  if (typeof passed !== 'object' || passed === null || Array.isArray(passed) || Object.keys(passed).length === 0) {
-    throw new AssertionError('claim_invalid', 'its claims are not an object, or empty');
+function invalid(what: string): AssertionError {
+  return new AssertionError('claim_invalid', `its ${what}`);
+}
+
+/** One object of the payload, which has the members that are named and no others. */
+function sectionOf(value: unknown, names: string[], at = '') {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid(`${at} is not an object`);
+  if (Object.keys(value).some((name) => !names.includes(name))) {
+    throw new AssertionError('claim_unexpected', 'it has a claim that no assertion has');
   }
-  const { roles = [] } = passed as { roles?: unknown };
-  if (!Array.isArray(roles) || !roles.every((role) => typeof role === 'string')) {
-    throw new AssertionError('claim_invalid', 'its roles are not a list of strings');
+  const members = value as Record<string, unknown>;
+  const optional = (name: string) => {
+    const text = members[name];
+    if (text === undefined || (typeof text === 'string' && text !== '' && !CONTROL.test(text))) return text;
+    throw invalid(`${name} is not a string, is empty or has a control character`);
+  };
+  const text = (name: string) => {
+    const found = optional(name);
+    if (found === undefined) throw new AssertionError('claim_missing', `its ${name} is missing`);
+    return found;
+  };
+  return { optional, text };
+}
+
+/** The claims of the caller's token that sallyport passes on. */
+function passedOn({ claims }: { claims?: unknown }, sid: string | undefined): Record<string, unknown> {
+  if (claims === undefined) return {};
+  if (typeof claims !== 'object' || claims === null || Array.isArray(claims) || Object.keys(claims).length === 0) {
+    throw invalid('claims are not an object, or empty');
   }
+  const passed = claims as Record<string, unknown>;
+  const differs = sid === undefined ? typeof passed.sid === 'string' && passed.sid !== '' : 'sid' in passed && passed.sid !== sid;
+  if (differs) throw invalid('claims have another sid than rctx');
+  return passed;
+}
+
+function rolesOf({ roles = [] }: { roles?: unknown }): string[] {
+  if (!Array.isArray(roles) || !roles.every((role) => typeof role === 'string')) throw invalid('roles are not a list of strings');
   return roles;
 }
 

@@ -46,14 +46,14 @@ export class Callers {
   }
 
   private async verify(request: IncomingMessage): Promise<Identity | undefined> {
-    const { header, issuer, audience } = this.settings;
+    const { header, issuer, audience, trustDomain } = this.settings;
     const values = request.headersDistinct[header] ?? []; // headers[] keeps the first of two, silently
     if (values.length === 0) return undefined;
     const prefix = header === 'authorization' ? 'Bearer ' : '';
     try {
       if (values.length > 1) throw new AssertionError('multiple_assertions', `there are ${values.length} ${header} headers`);
       if (!values[0]!.startsWith(prefix)) throw new AssertionError('malformed_header', 'Authorization is not "Bearer <assertion>"');
-      return await verifyAssertion(values[0]!.slice(prefix.length), this.keys, { issuer, audience });
+      return await verifyAssertion(values[0]!.slice(prefix.length), this.keys, { issuer, audience, trustDomain });
     } catch (error) {
       if (!(error instanceof AssertionError)) throw error;
       this.log.warn({ refused: error.code, reason: error.message, method: request.method, path: pathOf(request) });
