@@ -20,6 +20,7 @@ func TestServiceReceives(t *testing.T) {
 	a := p.fetch(t, http.MethodGet, "/echo?q=1", token, nil,
 		"X-Request-Id", "chosen by the caller",
 		"X-Sallyport-Identity", "root",
+		"Txn-Token", "root",
 		"X-Forwarded-For", "203.0.113.7",
 		"X-Forwarded-User", "root",
 		"X-Original-Url", "/admin",
@@ -57,16 +58,17 @@ func TestServiceReceives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	assertion, ok := strings.CutPrefix(received.Get("Authorization"), "Bearer ")
+	assertion := received.Get("Txn-Token")
 	v := identity.Verifier{Issuer: "sallyport", Audience: "misfit", Keys: keys}
 	caller, err := v.Verify(assertion)
-	if !ok || err != nil {
+	if err != nil || received.Get("Authorization") != "" {
 		t.Fatalf("the assertion does not verify: %v", err)
 	}
 	if caller.Subject != "tester" || caller.Client != "tester" || strings.Join(caller.Scopes, " ") != "use" {
 		t.Errorf("the assertion says %+v", caller)
 	}
-	if _, claims := parts(t, assertion); claims["jti"] != a.id() || claims["route"] != "read" {
+	_, claims := parts(t, assertion)
+	if tctx, _ := claims["tctx"].(map[string]any); claims["jti"] != a.id() || claims["txn"] != a.id() || tctx["route"] != "read" {
 		t.Errorf("the assertion says %v", claims)
 	}
 	// The token itself is no assertion, and the assertion opens no gate.
@@ -75,6 +77,9 @@ func TestServiceReceives(t *testing.T) {
 	}
 	if again := p.fetch(t, http.MethodGet, "/echo", assertion, nil); again.status != http.StatusUnauthorized {
 		t.Errorf("the assertion passes for a token: %d", again.status)
+	}
+	if again := p.fetch(t, http.MethodGet, "/echo", "", nil, "Txn-Token", assertion); again.status != http.StatusUnauthorized {
+		t.Errorf("the assertion passes for a hop: %d", again.status)
 	}
 
 	status, body := p.admin(t, http.MethodGet, "/.well-known/jwks.json")

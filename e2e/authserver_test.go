@@ -13,7 +13,7 @@ import (
 // resource is a protected resource that the authorization server knows (RFC 8707).
 type resource struct {
 	Resource  string   `json:"resource"`
-	Algorithm string   `json:"algorithm"`
+	Algorithm string   `json:"algorithm"` // of its tokens; "opaque" for those that are introspected
 	Scopes    []string `json:"scopes"`
 }
 
@@ -23,12 +23,23 @@ type client struct {
 	Secret   string         `json:"secret"`
 	Lifetime int            `json:"lifetime,omitempty"` // of its tokens, in seconds; 600 when zero
 	Claims   map[string]any `json:"claims,omitempty"`
+	Exchange *exchanges     `json:"exchange,omitempty"`
+	DPoP     bool           `json:"dpop,omitempty"` // its tokens are bound to a key
+	MTLS     bool           `json:"mtls,omitempty"` // its tokens are bound to the certificate of its connection
+}
+
+// exchanges are the tokens that a client may exchange: those for one resource, and which scopes of others each of their
+// scopes is good for.
+type exchanges struct {
+	From string                         `json:"from"`
+	To   map[string]map[string][]string `json:"to"`
 }
 
 // authServer is a running authorization server.
 type authServer struct {
 	Issuer  string `json:"issuer"`
 	Control string `json:"control"`
+	Secure  string `json:"secure"` // with TLS, where it asks for a certificate
 }
 
 func startAuthServer(t testing.TB, resources []resource, clients ...client) *authServer {
@@ -36,7 +47,10 @@ func startAuthServer(t testing.TB, resources []resource, clients ...client) *aut
 	for i := range clients {
 		clients[i].Secret = clients[i].ID
 	}
-	config, err := json.Marshal(map[string]any{"resources": resources, "clients": clients})
+	cert, key := selfSigned(t)
+	config, err := json.Marshal(map[string]any{
+		"resources": resources, "clients": clients, "tls": map[string]string{"cert": string(cert), "key": string(key)},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,19 +62,28 @@ func startAuthServer(t testing.TB, resources []resource, clients ...client) *aut
 // token asks for an access token with the client credentials grant.
 func (s *authServer) token(t testing.TB, client, resource string, scopes ...string) string {
 	t.Helper()
+	return s.tokenAt(t, &http.Client{Timeout: 20 * time.Second}, s.Issuer, client, resource, nil, scopes...)
+}
+
+// tokenAt is token by an HTTP client of one's own, at one of the server's two listeners, with further header fields.
+func (s *authServer) tokenAt(t testing.TB, c *http.Client, at, client, resource string, header http.Header, scopes ...string) string {
+	t.Helper()
 	form := url.Values{
 		"grant_type": {"client_credentials"}, "resource": {resource}, "scope": {strings.Join(scopes, " ")},
 	}
-	req, err := http.NewRequest(http.MethodPost, s.Issuer+"/token", strings.NewReader(form.Encode()))
+	req, err := http.NewRequest(http.MethodPost, at+"/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for name, values := range header {
+		req.Header[name] = values
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.SetBasicAuth(client, client)
 	var answer struct {
 		AccessToken string `json:"access_token"`
 	}
-	s.ask(t, req, &answer)
+	s.askBy(t, c, req, &answer)
 	if answer.AccessToken == "" {
 		t.Fatalf("the authorization server issued no token for %s", resource)
 	}
@@ -91,7 +114,11 @@ func (s *authServer) control(t testing.TB, path string) (keys keySet) {
 
 func (s *authServer) ask(t testing.TB, req *http.Request, answer any) {
 	t.Helper()
-	c := http.Client{Timeout: 20 * time.Second}
+	s.askBy(t, &http.Client{Timeout: 20 * time.Second}, req, answer)
+}
+
+func (s *authServer) askBy(t testing.TB, c *http.Client, req *http.Request, answer any) {
+	t.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
 		t.Fatalf("ask the authorization server: %v", err)

@@ -13,6 +13,9 @@
 // where they are not, the tests skip and say which command is missing, unless CI
 // is "true": then they fail.
 //
+// The tests of replicas start NATS servers, each in a process of its own, which is
+// this program once more. SALLYPORT_CHAOS_SEED is in which order they kill parts.
+//
 // SALLYPORT_FUZZ is how many mutants each router meets under each policy, and
 // SALLYPORT_FUZZ_SEED where they begin. -short makes the fuzz and the load small.
 //

@@ -24,7 +24,7 @@ func namesConfig(resolver, udp string, execute ...string) setting {
 			"issuers": []setting{{"issuer": "https://issuer.test", "audience": []string{"x"}, "keys": setting{"jwks_file": "jwks.json"}}},
 			"routes":  []setting{{"name": "x", "match": "GET /x", "scopes": []string{"x"}}},
 		},
-		"egress":  setting{"destinations": []setting{{"name": "allowed", "hosts": []string{"allowed.test:443"}}}, "resolvers": []string{resolver}},
+		"egress":  setting{"destinations": []setting{{"name": "allowed", "hosts": []string{"allowed.test:443"}, "for": "any"}}, "resolvers": []string{resolver}},
 		"sandbox": setting{"udp": udp, "dir": "/", "execute": execute},
 		"audit":   setting{"file": "audit.jsonl"},
 	}

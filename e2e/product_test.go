@@ -22,10 +22,20 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/sallyport/sallyport/internal/natstest"
 )
 
-// TestMain removes what the tests share: the binary, which is built when the first one needs it.
+// TestMain removes what the tests share: the binary, which is built when the first one needs it. A test of replicas starts
+// this program again, to be one of the servers that they share.
 func TestMain(m *testing.M) {
+	if served, err := natstest.Serve(); served {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	os.RemoveAll(binaryDir())
 	os.Exit(code)
@@ -184,6 +194,7 @@ func execProduct(t testing.TB, l launch) *product {
 		"ingress": setting{"listen": "127.0.0.1:0", "upstream": "http://127.0.0.1:" + p.port},
 		"sandbox": setting{"env": setting{"set": setting{"PORT": p.port}}},
 		"audit":   setting{"file": "var/audit.jsonl"},
+		"state":   setting{"path": "var/state.db"},
 		"keys":    setting{"path": "var/keys", "publish": "var/jwks/jwks.json"},
 		"admin":   setting{"listen": "unix:var/admin.sock"},
 	}), l.over)
@@ -213,6 +224,15 @@ func execProduct(t testing.TB, l launch) *product {
 		}
 	})
 	return p
+}
+
+// again starts the program once more, with the configuration and the files of the one that has ended. It waits for nothing.
+func (p *product) again(t testing.TB) {
+	t.Helper()
+	cmd := exec.Command(p.cmd.Path, p.cmd.Args[1:]...)
+	cmd.Dir, cmd.Env = p.cmd.Dir, p.cmd.Env
+	p.began = time.Now()
+	p.process = startProcess(t, cmd)
 }
 
 // said finds the first line of the program's log with the message.
@@ -269,6 +289,15 @@ func (p *product) book(t testing.TB) string {
 // admin asks the admin listener.
 func (p *product) admin(t testing.TB, method, path string) (status int, body string) {
 	t.Helper()
+	status, body, err := p.operate(method, path, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status, body
+}
+
+// operate asks the admin listener, which may not be there.
+func (p *product) operate(method, path, media string, content io.Reader) (status int, body string, err error) {
 	c := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -276,20 +305,20 @@ func (p *product) admin(t testing.TB, method, path string) (status int, body str
 			return d.DialContext(ctx, "unix", p.socket)
 		},
 	}}
-	req, err := http.NewRequest(method, "http://admin"+path, nil)
+	req, err := http.NewRequest(method, "http://admin"+path, content)
 	if err != nil {
-		t.Fatal(err)
+		return 0, "", err
+	}
+	if media != "" {
+		req.Header.Set("Content-Type", media)
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return 0, "", err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
+	return resp.StatusCode, string(b), err
 }
 
 // metric reads one gauge or counter without labels from the admin listener.

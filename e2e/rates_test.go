@@ -51,7 +51,7 @@ func TestRates(t *testing.T) {
 	l := orders(t, as, "express")
 	l.env = append(l.env, "RATES_URL="+rates.URL+"/v1/rates")
 	l.over = setting{"egress": setting{"destinations": []setting{
-		{"name": "rates", "hosts": []string{rates.address()}, "protocol": "http", "methods": []string{"GET"}, "paths": []string{"/v1/rates"}},
+		{"name": "rates", "hosts": []string{rates.address()}, "for": setting{"routes": []string{"rates"}}, "protocol": "http", "methods": []string{"GET"}, "paths": []string{"/v1/rates"}},
 	}}}
 	p := startProduct(t, l)
 	clerk := as.token(t, "clerk", ordersAudience, "orders:read")

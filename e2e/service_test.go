@@ -102,9 +102,13 @@ func (p *product) try(method, path, token string, body io.Reader, header ...stri
 	if err != nil {
 		return answer{}, err
 	}
+	return readAnswer(resp), nil
+}
+
+func readAnswer(resp *http.Response) answer {
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, b, err}, nil
+	return answer{resp.StatusCode, resp.Header, b, err}
 }
 
 // TestServiceMisbehaves holds that whatever a service does with a request, the caller gets a clear answer, the record has
@@ -319,7 +323,7 @@ func TestServiceCannotEscape(t *testing.T) {
 	for _, name := range got.Environment {
 		switch name {
 		case "PATH", "HOME", "LANG", "TZ", "PORT", "PASSED_ON",
-			"SALLYPORT_ISSUER", "SALLYPORT_AUDIENCE", "SALLYPORT_HEADER", "SALLYPORT_JWKS_FILE", "RES_OPTIONS":
+			"SALLYPORT_ISSUER", "SALLYPORT_AUDIENCE", "SALLYPORT_TRUST_DOMAIN", "SALLYPORT_HEADER", "SALLYPORT_JWKS_FILE", "SALLYPORT_PROXY", "SALLYPORT_BACKGROUND", "SALLYPORT_SERVICE", "NODE_OPTIONS", "RES_OPTIONS":
 		default:
 			t.Errorf("its environment has %s", name)
 		}

@@ -144,7 +144,7 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 			} else {
 				t.Logf("it ended %v after its token", ended.Sub(expires).Round(time.Millisecond))
 			}
-			if e := p.entry(t, resp.Header.Get("X-Request-Id")); e.outcome == nil || e.outcome.Error != "stream_terminated" {
+			if e := p.entry(t, resp.Header.Get("X-Request-Id")); e.outcome == nil || e.outcome.Error != "expired" {
 				t.Errorf("outcome %+v", e.outcome)
 			}
 		})

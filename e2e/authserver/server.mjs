@@ -6,11 +6,14 @@
 //
 //   port       where to listen on 127.0.0.1; 0 or absent lets the kernel choose
 //   resources  [{resource, algorithm, scopes}]: protected resources (RFC 8707), the signature algorithm of their
-//              tokens (ES256 or RS256) and the scopes they know
-//   clients    [{id, secret, lifetime, claims}]: clients of the client credentials grant, the lifetime of their tokens
-//              in seconds (600 when absent) and claims that their tokens carry beside those of RFC 9068
+//              tokens (ES256 or RS256; opaque for tokens that are introspected) and the scopes they know
+//   clients    [{id, secret, lifetime, claims, exchange, dpop, mtls}]: clients of the client credentials grant, the lifetime of their
+//              tokens in seconds (600 when absent), claims that their tokens carry beside those of RFC 9068, what they
+//              may exchange (exchange.mjs), and whether their tokens are bound to a key (RFC 9449) or to the certificate of
+//              their connection (RFC 8705). Each may introspect (RFC 7662) and revoke (RFC 7009).
+//   tls        {cert, key}: PEM; when there, it listens on another port too, where it asks for a certificate
 //
-// When it listens it prints one line, {"issuer": URL, "control": URL}, and it ends when its standard input does, so that it
+// When it listens it prints one line, {"issuer": URL, "control": URL, "secure": URL}, and it ends when its standard input does, so that it
 // cannot outlive the test that started it.
 //
 // The control listener is another loopback port, because no authorization server has such an interface:
@@ -20,11 +23,13 @@
 //   POST /retire   the old keys leave the published set
 //
 // Each answers {"signing": [kid...], "published": [kid...]}. oidc-provider reads its keys once, so each of these builds a new
-// Provider with the same issuer and swaps it in; what it keeps in memory (nothing that a JWT access token needs) is lost.
+// Provider with the same issuer and swaps it in.
 
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { createServer } from 'node:http';
+import { createServer as createSecureServer } from 'node:https';
 import { Provider, errors } from 'oidc-provider';
+import { GRANT, actor, register } from './exchange.mjs';
 
 const config = JSON.parse(process.argv[2] ?? '{}');
 const resources = new Map((config.resources ?? []).map((r) => [r.resource, r]));
@@ -46,34 +51,68 @@ let waiting = null; // published, does not sign yet
 let retiring = []; // published, does not sign any more
 let handler; // the current Provider's
 
+function resourceServer(_ctx, indicator) {
+  const known = resources.get(indicator);
+  if (!known) throw new errors.InvalidTarget();
+  const scope = known.scopes.join(' ');
+  if (known.algorithm === 'opaque') return { scope, audience: indicator, accessTokenFormat: 'opaque' };
+  const { kid } = signing.find((key) => key.alg === known.algorithm);
+  return { scope, audience: indicator, accessTokenFormat: 'jwt', jwt: { sign: { alg: known.algorithm, kid } } };
+}
+
+// What is kept outlives a Provider: a new one with new keys knows the opaque tokens of the one before.
+const kept = new Map();
+
+class Adapter {
+  constructor(kind) { this.kind = kind; }
+
+  key(id) { return `${this.kind}:${id}`; }
+
+  async upsert(id, payload) { kept.set(this.key(id), payload); }
+
+  async find(id) { return kept.get(this.key(id)); }
+
+  async destroy(id) { kept.delete(this.key(id)); }
+
+  async consume(id) { kept.get(this.key(id)).consumed = Math.floor(Date.now() / 1000); }
+
+  async revokeByGrantId() { throw new Error('no grant has an id here'); }
+}
+
 function build(issuer) {
   const provider = new Provider(issuer, {
     jwks: { keys: [...signing, ...(waiting ?? []), ...retiring] },
     clients: [...clients.values()].map((c) => ({
       client_id: c.id, client_secret: c.secret,
-      grant_types: ['client_credentials'], response_types: [], redirect_uris: [],
+      grant_types: ['client_credentials', ...(c.exchange ? [GRANT] : [])], response_types: [], redirect_uris: [],
       token_endpoint_auth_method: 'client_secret_basic',
+      dpop_bound_access_tokens: c.dpop === true,
+      tls_client_certificate_bound_access_tokens: c.mtls === true,
     })),
     scopes: [...new Set([...resources.values()].flatMap((r) => r.scopes))],
     ttl: { ClientCredentials: (_ctx, _token, client) => clients.get(client.clientId).lifetime ?? 600 },
-    extraTokenClaims: (_ctx, token) => clients.get(token.clientId)?.claims,
+    extraTokenClaims: (_ctx, token) => actor(token) ?? clients.get(token.clientId)?.claims,
+    adapter: Adapter,
     features: {
       devInteractions: { enabled: false },
       clientCredentials: { enabled: true },
+      introspection: { enabled: true, allowedPolicy: () => true },
+      revocation: { enabled: true, allowedPolicy: () => true },
+      dPoP: { enabled: true },
+      mTLS: {
+        enabled: true,
+        certificateBoundAccessTokens: true,
+        getCertificate: (ctx) => ctx.socket.getPeerX509Certificate?.()?.toString(),
+      },
       resourceIndicators: {
         enabled: true,
-        getResourceServerInfo(_ctx, indicator) {
-          const known = resources.get(indicator);
-          if (!known) throw new errors.InvalidTarget();
-          const { kid } = signing.find((key) => key.alg === known.algorithm);
-          return {
-            scope: known.scopes.join(' '), audience: indicator,
-            accessTokenFormat: 'jwt', jwt: { sign: { alg: known.algorithm, kid } },
-          };
-        },
+        getResourceServerInfo: resourceServer,
       },
     },
   });
+  const published = () => [...signing, ...(waiting ?? []), ...retiring].map(({ kty, crv, x, y, n, e, alg, use, kid }) => (
+    { kty, crv, x, y, n, e, alg, use, kid }));
+  register(provider, { keys: published, rules: (id) => clients.get(id)?.exchange, resourceServer });
   handler = provider.callback();
 }
 
@@ -98,6 +137,9 @@ const listen = (server, port) => new Promise((resolve, reject) => {
 
 const issuer = await listen(createServer((req, res) => handler(req, res)), config.port ?? 0);
 build(issuer);
+const secure = config.tls && (await listen(createSecureServer(
+  { ...config.tls, requestCert: true, rejectUnauthorized: false }, (req, res) => handler(req, res),
+), 0)).replace('http:', 'https:');
 
 const control = await listen(createServer((req, res) => {
   const transition = req.method === 'POST' ? transitions[req.url] : undefined;
@@ -114,5 +156,5 @@ const control = await listen(createServer((req, res) => {
   }));
 }), 0);
 
-process.stdout.write(`${JSON.stringify({ issuer, control })}\n`);
+process.stdout.write(`${JSON.stringify({ issuer, control, secure })}\n`);
 process.stdin.on('end', () => process.exit(0)).resume();

@@ -106,6 +106,14 @@ const answers = {
   '/huge-header'(req) {
     req.socket.end(`HTTP/1.1 200 OK\r\nX-Huge: ${'x'.repeat(4 << 20)}\r\nContent-Length: 0\r\n\r\n`);
   },
+  // Calls whatever its caller names, an address (url) or a socket, and says what came of it.
+  '/fetch'(req, res) {
+    const { searchParams: q } = new URL(req.url, 'http://localhost');
+    const call = q.has('socket') ? request({ socketPath: q.get('socket'), path: '/version' }) : request(q.get('url'));
+    call.once('response', (answer) => { answer.resume(); json(res, { status: answer.statusCode }); });
+    call.once('error', (err) => json(res, { error: err.code }));
+    call.end();
+  },
   // Ends while a request is in flight.
   '/die'() {
     process.exit(9);
