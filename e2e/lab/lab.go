@@ -62,12 +62,7 @@ func perform(ctx context.Context, chosen []attack, progress io.Writer) (rows []r
 	for _, a := range chosen {
 		rows = append(rows, row{attack: a})
 	}
-	for _, v := range variants() {
-		if err := l.attackAll(ctx, v, rows); err != nil {
-			return nil, fmt.Errorf("%s: %w", v.name, err)
-		}
-	}
-	return rows, nil
+	return rows, l.attackAll(ctx, rows)
 }
 
 func newLab(progress io.Writer) (*lab, error) {
@@ -92,7 +87,7 @@ func newLab(progress io.Writer) (*lab, error) {
 		return nil, err
 	}
 	return &lab{root: root, source: filepath.Join(root, "e2e", "lab"), dir: dir, engine: e, issuer: i, progress: progress, secret: secrets{
-		orders: rand.Text(), shadow: rand.Text(), metadata: rand.Text(), account: rand.Text(), supervisor: rand.Text(), owned: rand.Text(),
+		orders: rand.Text(), shadow: rand.Text(), metadata: rand.Text(), account: rand.Text(), supervisor: rand.Text(), owned: rand.Text(), billing: rand.Text(),
 	}}, nil
 }
 
@@ -142,16 +137,16 @@ func (l *lab) buildAll(ctx context.Context) error {
 			return fmt.Errorf("%s: %w\n%s", args[0], err, out)
 		}
 	}
-	return nil
+	return l.makeKeys(ctx)
 }
 
-// startNeighbours starts what stands around the service, the attacker among it.
+// startNeighbours starts what stands around the service, the attacker among it, and billing twice.
 func (l *lab) startNeighbours(ctx context.Context) error {
 	if err := l.engine.networks(ctx); err != nil {
 		return err
 	}
-	attacker := filepath.Join(l.dir, "attacker")
-	if err := os.Mkdir(attacker, 0o755); err != nil {
+	attacker, billing := filepath.Join(l.dir, "attacker"), filepath.Join(l.dir, "billing")
+	if err := errors.Join(os.Mkdir(attacker, 0o755), l.configureBilling(billing)); err != nil {
 		return err
 	}
 	all := []container{
@@ -159,42 +154,107 @@ func (l *lab) startNeighbours(ctx context.Context) error {
 		{name: "partner", at: atPartner, command: []string{"partner"}},
 		{name: "engine", at: atEngine, flags: []string{"-v", l.engine.socket + ":/engine.sock"}, command: []string{"engine", "/engine.sock"}},
 		{name: "metadata", at: atMetadata, link: true, command: []string{"metadata", l.secret.metadata}},
+		{name: "billing-bare", at: atBillingBare, command: []string{"billing", ":80", l.secret.billing}},
+		{name: "billing", at: atBilling, image: l.image, flags: []string{"-v", billing + ":/lab"},
+			command: []string{"sallyport", "run", "-c", "/lab/sallyport.yaml", "--", "neighbour", "billing", "127.0.0.1:3000", l.secret.billing}},
 		{name: "names", at: atNames, command: []string{"names",
 			"attacker.lab=" + labAddress(atAttacker), "partner.lab=" + labAddress(atPartner), "engine.lab=" + labAddress(atEngine),
+			"hooks.lab=" + labAddress(atAttacker), "ledger.lab=" + labAddress(atAttacker),
+			guardedBilling + "=" + labAddress(atBilling), bareBilling + "=" + labAddress(atBillingBare),
 			"cloud.lab=" + linkAddress(atMetadata), "news.lab=" + labAddress(atPartner), "news.lab=" + linkAddress(atMetadata)}},
 	}
 	errs := make([]error, len(all))
 	var wait sync.WaitGroup
 	for i, c := range all {
-		c.image = l.around
+		if c.image == "" {
+			c.image = l.around
+		}
 		wait.Go(func() { errs[i] = l.engine.start(ctx, c) })
 	}
 	wait.Wait()
 	return errors.Join(errs...)
 }
 
-// attackAll starts a variant and sends it every attack, one after the other.
-func (l *lab) attackAll(ctx context.Context, v variant, rows []row) error {
-	began := time.Now()
-	s, err := l.serve(ctx, v)
+// attackAll starts every variant, all at once, and sends each every attack, one after the other. What needs a minute begins
+// before, and ends after all others.
+func (l *lab) attackAll(ctx context.Context, rows []row) error {
+	services, err := l.serveAll(ctx)
 	if err != nil {
 		return err
 	}
 	for i := range rows {
+		rows[i].outcomes = make([]outcome, len(services))
+		for _, s := range services {
+			if rows[i].early == nil {
+				continue
+			}
+			if err := s.begin(ctx, rows[i].attack); err != nil {
+				return fmt.Errorf("%s: %s: %w", s.name, rows[i].name, err)
+			}
+		}
+	}
+	for at, s := range services {
+		began := time.Now()
+		if err := l.attack(ctx, s, at, rows, false); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		l.say("%s: %d attacks in %v", s.name, len(rows), time.Since(began).Round(100*time.Millisecond))
+	}
+	for at, s := range services {
+		if err := l.attack(ctx, s, at, rows, true); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// attack sends a variant the attacks that can be sent when they come, or those that must wait for the end.
+func (l *lab) attack(ctx context.Context, s *service, at int, rows []row, late bool) error {
+	for i := range rows {
+		if waits := rows[i].early != nil || rows[i].quiet && s.key == "guarded"; waits != late {
+			continue
+		}
 		target := s
 		if rows[i].name == nameUring && l.engine.refusesUring(ctx) {
-			if target, err = l.serve(ctx, unconfined(v)); err != nil {
+			var err error
+			if target, err = l.serve(ctx, unconfined(s.variant)); err != nil {
 				return err
 			}
 		}
-		o, err := target.attempt(ctx, rows[i].attack)
-		if err != nil {
+		var err error
+		if rows[i].outcomes[at], err = target.attempt(ctx, rows[i].attack); err != nil {
 			return fmt.Errorf("%s: %w", rows[i].name, err)
 		}
-		rows[i].outcomes = append(rows[i].outcomes, o)
 	}
-	l.say("%s: %d attacks in %v", v.name, len(rows), time.Since(began).Round(100*time.Millisecond))
 	return nil
+}
+
+// serveAll starts the variants and holds that what is attacked works, for whoever may use it.
+func (l *lab) serveAll(ctx context.Context) ([]*service, error) {
+	began := time.Now()
+	all := variants()
+	services, errs := make([]*service, len(all)), make([]error, len(all))
+	var wait sync.WaitGroup
+	for i, v := range all {
+		wait.Go(func() {
+			var err error
+			if services[i], err = l.serve(ctx, v); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", v.name, err)
+			}
+		})
+	}
+	wait.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	for _, s := range services {
+		s.other = services[1] // behind a gate, and it is not ended by any attack
+		if s == s.other {
+			s.other = services[4]
+		}
+	}
+	l.say("%d services answer after %v", len(services), time.Since(began).Round(100*time.Millisecond))
+	return services, services[1].mayInvoice(ctx)
 }
 
 // serve starts a variant and waits for it.
@@ -209,24 +269,50 @@ func (l *lab) serve(ctx context.Context, v variant) (*service, error) {
 	return s, s.awaitAnswer(ctx)
 }
 
+// begin does what an attack begins with, and notes if that was stopped.
+func (s *service) begin(ctx context.Context, a attack) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	before, err := s.books()
+	if err != nil {
+		return err
+	}
+	a.early(ctx, s)
+	after, err := s.books()
+	if err == nil && len(s.stolen) == 0 {
+		s.foiled = denied(after.own[len(before.own):], nil)
+	}
+	return err
+}
+
 // attempt sends one attack and finds out what became of it.
 func (s *service) attempt(ctx context.Context, a attack) (outcome, error) {
 	if err := ctx.Err(); err != nil {
 		return outcome{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	patience := 20 * time.Second
+	if a.early != nil {
+		patience += max(0, time.Until(s.stolenAt.Add(lifetime)))
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	before, err := s.records()
-	if err != nil {
+	a.ends = a.ends && s.key == "guarded"
+	if a.early != nil && s.foiled.by != "" {
+		return s.foiled, nil
+	}
+	if err := s.prelude(); err != nil {
 		return outcome{}, err
 	}
 	got := a.send(ctx, s)
 	if a.proof.show(ctx, s, got) {
 		return outcome{succeeded: true}, nil
 	}
-	after, err := s.records()
+	if a.ends {
+		s.awaitRevoked(ctx, len(s.before.own))
+	}
+	after, err := s.books()
 	if err != nil {
 		return outcome{}, err
 	}
-	return judge(a, got, before, after), nil
+	return judge(a, got, s.before, after), nil
 }

@@ -72,7 +72,7 @@ func difference(want, got []byte) string {
 // example is what a run comes to in which one attack is stopped, one is not, and one means nothing.
 func example() []row {
 	ok, by := outcome{succeeded: true}, outcome{by: gate, reason: "no_route", record: "deny at ingress"}
-	list := attacks()
+	list := serviceAttacks()
 	return []row{
 		{list[6], []outcome{ok, by, ok, by, by}},
 		{list[7], []outcome{ok, ok, ok, ok, ok}},

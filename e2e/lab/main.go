@@ -5,7 +5,7 @@
 //
 // It is one straight line:
 //
-//	build ─ engine ─ images ─ neighbours ─ for each variant: service ─ attacks ─ proofs ─ report
+//	build ─ engine ─ images ─ neighbours ─ services ─ for each: attacks ─ proofs ─ report
 //
 // The variants are the bare service, the service under `sallyport run` in the same container, and that with one layer
 // taken away at a time. What is attacked stands in app and must run nowhere else; the attacks are one list, in attacks.go.

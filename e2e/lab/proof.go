@@ -17,6 +17,7 @@ type secrets struct {
 	account    string // the service account's token
 	supervisor string // in the environment of whatever started the service
 	owned      string // what attacks write
+	billing    string // what the other service keeps for the right callers
 }
 
 // proof is what shows that an attack succeeded.

@@ -34,7 +34,7 @@ func unexpected(rows []row) error {
 	return errors.Join(errs...)
 }
 
-// alone are the attacks that succeed when the layer of a variant is off, and so are stopped by that layer alone.
+// alone are the attacks that succeed when the layer of a variant is off, and so are stopped by that layer, alone or with another.
 func alone(rows []row, variant int) (names []string) {
 	for _, r := range rows {
 		if r.outcomes[variant].succeeded && !r.outcomes[1].succeeded {
@@ -154,7 +154,7 @@ func writePage(rows []row) []byte {
 	}
 	for i, l := range []layer{gate, walls, behind} {
 		names := alone(rows, i+2)
-		fmt.Fprintf(&b, "\nStopped by the %s alone, %d of %d: %s.\n", l, len(names), len(rows), strings.Join(names, "; "))
+		fmt.Fprintf(&b, "\nNot without the %s, %d of %d: %s.\n", l, len(names), len(rows), strings.Join(names, "; "))
 	}
 	return b.Bytes()
 }
@@ -166,7 +166,8 @@ const pageHead = `# The escape lab
 A NestJS service that is vulnerable on purpose ([e2e/lab/app](../e2e/lab/app), which must run nowhere else) stands in a real Docker
 container as root, with Docker's default profile and no capability added. Within its reach is what attackers hope for: the engine's
 socket mounted, a folder of the host mounted writable, the engine's API on TCP in a neighbour container, and a stand-in for the metadata
-service at 169.254.169.254 and fd00:ec2::254. The engine is a real one; %d attacks are tried on the bare service, where each succeeds, and on the
+service at 169.254.169.254 and fd00:ec2::254. Another service, billing, trusts it: bare, or behind a sallyport of its own
+([e2e/lab/billing.yaml](../e2e/lab/billing.yaml)). The engine is a real one; %d attacks are tried on the bare service, where each succeeds, and on the
 same container behind sallyport, where %d are stopped. ` + "`make lab`" + ` runs it, ` + "`make lab FORMAT=json`" + ` prints it for machines, and ` + "`make test`" + ` holds
 this page to what really happened. What the operator wrote is [e2e/lab/sallyport.yaml](../e2e/lab/sallyport.yaml).
 
@@ -187,14 +188,19 @@ wrote must be there and belong to root. Who stopped an attack is read from the a
   then that they cannot.
 - Engines since Docker 25 refuse io_uring to every container. There the row runs in a container without the engine's filter
   (which is what Kubernetes gives unless asked), bare and guarded alike.
+- Whoever is attacked is somebody else: a clerk, who may write invoices. That he can, through both gates, is tried before any attack. *At billing* means the gate
+  of billing's sallyport, whose log is read, too.
+- *Token revoked* means that the watch has ended the token that the attack was sent with, which is waited for. Where other requests are in flight or were
+  just over, and nothing says which one it was, nobody is blamed; so the attacks that show it come first or last, when nothing else is, or the capability says it.
+- The attack after a minute waits for real: it is begun before all others and ended after them.
 - What stands where the supervisor stands in the bare container is a small init that keeps a secret of its own.
 `
 
 const pageMatrix = `
 ## With one layer off
 
-What each layer still stops when another is taken away. An attack that succeeds here is stopped by the missing layer alone; one that does not met a
-second layer. Without the walls the gate behind is reached by the proxy variables only, so whatever does not honour them goes past it; and the
+What each layer still stops when another is taken away. An attack that succeeds here is stopped by the missing layer alone, or by it together with another
+(the gate knows the tokens that the gate behind looks for; the gate behind sees the attempt that the gate ends a token for); one that does not met a second layer. Without the walls the gate behind is reached by the proxy variables only, so whatever does not honour them goes past it; and the
 service listens on every address again, so whoever can connect to it there goes past the gate, too. Without the gate behind its name server
 stays, which gives whoever asks for a name within a few seconds the same answer.
 

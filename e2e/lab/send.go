@@ -56,13 +56,17 @@ type request struct {
 	method string // empty means GET
 	target string
 	as     bearerOf // nil sends no token
-	kind   string   // the body's media type
+	header http.Header
+	kind   string // the body's media type
 	body   []byte
 }
 
 // ask sends a request and reads the whole answer.
 func (s *service) ask(ctx context.Context, q request) answer {
 	body, err := s.exchange(ctx, q)
+	if q.to == "" {
+		s.answered = time.Now()
+	}
 	return answer{body: body, err: err}
 }
 
@@ -84,6 +88,7 @@ func (s *service) exchange(ctx context.Context, q request) (string, error) {
 	if q.as != nil {
 		fmt.Fprintf(&b, "Authorization: Bearer %s\r\n", q.as(s.lab.issuer))
 	}
+	_ = q.header.Write(&b)
 	if q.kind != "" {
 		fmt.Fprintf(&b, "Content-Type: %s\r\nContent-Length: %d\r\n", q.kind, len(q.body))
 	}
@@ -117,15 +122,30 @@ func direct(target string) send {
 func carry(target string) send {
 	return func(ctx context.Context, s *service) answer {
 		s.carried = reader(s.lab.issuer)
-		before := s.seen(ctx)
-		a := s.ask(ctx, request{target: target, as: func(*issuer) string { return s.carried }})
-		new := strings.TrimPrefix(s.seen(ctx), before)
-		a.replaced = strings.HasPrefix(new, "Bearer ") && !strings.Contains(new, s.carried)
+		before := len(s.visits(ctx))
+		a := s.ask(ctx, request{target: target, as: same(s.carried)})
+		for _, v := range s.visits(ctx)[before:] {
+			had := v.Header.Get("Authorization")
+			a.replaced = had != "" && had != "Bearer "+s.carried
+		}
 		return a
 	}
 }
 
-// seen is what the attacker's server has been sent as credentials, a line each.
+// visit is a request to the attacker's server.
+type visit struct {
+	Target string
+	Header http.Header
+	Body   string
+}
+
+// visits are all that the attacker's server has had.
+func (s *service) visits(ctx context.Context) (all []visit) {
+	_ = json.Unmarshal([]byte(s.seen(ctx)), &all)
+	return all
+}
+
+// seen is the same, as the attacker's server says it.
 func (s *service) seen(ctx context.Context) string {
 	return s.ask(ctx, request{to: net.JoinHostPort(labAddress(atAttacker), "80"), target: "/seen"}).body
 }

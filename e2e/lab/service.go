@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,15 +23,22 @@ type variant struct {
 	port      string // where callers connect
 	start     func(context.Context, *service) error
 	flags     []string // of its container, beyond those of every variant
+	billing   string   // the name of the other service
 }
+
+// The names of the other service, behind a sallyport of its own and bare.
+const (
+	guardedBilling = "billing.lab"
+	bareBilling    = "billing-bare.lab"
+)
 
 func variants() []variant {
 	return []variant{
-		{"bare", "bare", "`node dist/main.js` below a small init, and nothing else", "bare", 101, "3000", startBare, nil},
-		{"guarded", "guarded", "`sallyport run -- node dist/main.js`", "guarded", 102, "8080", startGuarded, nil},
-		{"without the gate", "without_gate", "the same; requests go past its gate, to the service's own port", "without-gate", 105, "9000", startPastGate, nil},
-		{"without the walls", "without_walls", "the bare service, with `sallyport serve` in the same container as its gate, and as the proxy in its HTTP_PROXY", "without-walls", 103, "8080", startWithoutWalls, nil},
-		{"without the gate behind", "without_gate_behind", "`sallyport run`, with every target of the lab written down as a destination or a socket, and unlocked", "without-behind", 104, "8080", startWithoutBehind, nil},
+		{"bare", "bare", "`node dist/main.js` below a small init, and nothing else", "bare", 101, "3000", startBare, nil, bareBilling},
+		{"guarded", "guarded", "`sallyport run -- node dist/main.js`", "guarded", 102, "8080", startGuarded, nil, guardedBilling},
+		{"without the gate", "without_gate", "the same; requests go past its gate, to the service's own port, and billing has no gate", "without-gate", 105, "9000", startPastGate, nil, bareBilling},
+		{"without the walls", "without_walls", "the bare service, with `sallyport serve` in the same container as its gate, and as the proxy in its HTTP_PROXY", "without-walls", 103, "8080", startWithoutWalls, nil, guardedBilling},
+		{"without the gate behind", "without_gate_behind", "`sallyport run`, with every target of the lab written down as a destination or a socket, and unlocked", "without-behind", 104, "8080", startWithoutBehind, nil, guardedBilling},
 	}
 }
 
@@ -46,8 +54,17 @@ func unconfined(v variant) variant {
 type service struct {
 	lab *lab
 	variant
-	carried string // the token that must not leave
-	sent    int    // files uploaded so far
+	other    *service // another instance
+	carried  string   // the token that must not leave
+	sentTo   []string // spellings of tokens that must not either
+	sent     int      // files uploaded so far
+	answered time.Time
+	stolen   []http.Header // what the attacker was sent before a minute
+	stolenAt time.Time
+	foiled   outcome   // how that was stopped, if it was
+	before   books     // what was on record before the attack, or the part of it that counts
+	shelled  time.Time // when a shell was last to be started
+	visited  int       // requests to the attacker's server before what the proof looks for
 }
 
 func (s *service) address() string { return labAddress(s.at) }
@@ -63,7 +80,7 @@ func startBare(ctx context.Context, s *service) error {
 }
 
 func startGuarded(ctx context.Context, s *service) error {
-	if err := s.configure(configuration); err != nil {
+	if err := s.configure(strings.Replace(configuration, guardedBilling, s.billing, 1)); err != nil {
 		return err
 	}
 	return s.run(ctx, nil, guardedCommand()...)
@@ -101,10 +118,10 @@ func startWithoutBehind(ctx context.Context, s *service) error {
 // openEgress is the egress of an operator who opens whatever somebody may ever attack.
 func openEgress() string {
 	hosts := []string{
-		"partner.lab:80", "news.lab:80", "cloud.lab:80", "attacker.lab:80", labAddress(atAttacker) + ":3128", labAddress(atEngine) + ":2375",
+		"partner.lab:80", "news.lab:80", "cloud.lab:80", "attacker.lab:80", "hooks.lab:80", "ledger.lab:80", guardedBilling + ":80", labAddress(atAttacker) + ":3128", labAddress(atEngine) + ":2375",
 		linkAddress(atMetadata) + ":80", "[" + linkAddress6(atMetadata) + "]:80",
 	}
-	b := "egress:\n  destinations:\n    - {name: everything, hosts: [\"" + strings.Join(hosts, `", "`) + "\"], protocol: tcp, direct: true}\n  unlock:\n"
+	b := "egress:\n  destinations:\n    - {name: everything, hosts: [\"" + strings.Join(hosts, `", "`) + "\"], for: any, protocol: tcp, direct: true}\n  unlock:\n"
 	for _, name := range []string{"docker-api", "docker-socket", "metadata-aws"} {
 		b += "    - {name: " + name + ", reason: the lab takes this layer away}\n"
 	}
@@ -127,6 +144,9 @@ func (s *service) prepare() error {
 		if err := errors.Join(os.MkdirAll(d, 0o777), os.Chmod(d, 0o777)); err != nil {
 			return err
 		}
+	}
+	if err := s.lab.copyKeys(filepath.Join(s.dir(), "lab", "keys")); err != nil {
+		return err
 	}
 	jwks, err := s.lab.issuer.jwks()
 	if err != nil {
@@ -157,6 +177,10 @@ func (s *service) run(ctx context.Context, more []string, command ...string) err
 		"-e", "ORDERS_CANARY=" + s.lab.secret.orders,
 		"-e", "SUPERVISOR_SECRET=" + s.lab.secret.supervisor,
 		"-e", "JWKS_FILE=/lab/issuer.jwks.json",
+		"-e", "BILLING_HOST=" + s.billing,
+		"-e", "BILLING_TOKEN=" + s.lab.issuer.rs256(claims(map[string]any{
+			"aud": "https://billing.lab", "sub": "orders", "client_id": "orders", "scope": "invoice:read invoice:write",
+		})),
 	}
 	return s.lab.engine.start(ctx, container{
 		name: s.container, image: s.lab.image, at: s.at, link: true, flags: slices.Concat(flags, more, s.flags), command: command,

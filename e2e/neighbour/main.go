@@ -1,9 +1,10 @@
 // Command neighbour is what stands around the service in the escape lab: the other containers of its network, each one
 // part of this static program.
 //
-//	neighbour attacker SOCKET         the attacker's own container: a web server that keeps the tokens it is sent, a proxy
-//	                                  that refuses everything, and a way in for the lab
+//	neighbour attacker SOCKET         the attacker's own container: a web server that keeps what it is sent and has commands
+//	                                  for a shell, a proxy that refuses everything, and a way in for the lab
 //	neighbour partner                 a web server that redirects to wherever ?to= says
+//	neighbour billing ADDRESS SECRET  another service, which trusts whoever reaches it: it answers with the secret
 //	neighbour engine SOCKET           the container engine's API on TCP, by forwarding to its unix socket
 //	neighbour metadata SECRET         the metadata service of a cloud, which gives the secret to whoever asks
 //	neighbour names NAME=ADDRESS...   a DNS server; a name with two addresses is answered with the first once after a
@@ -13,6 +14,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -38,6 +40,8 @@ func run(args []string) error {
 		return attacker(rest[0])
 	case part == "partner" && len(rest) == 0:
 		return http.ListenAndServe(":80", http.HandlerFunc(partner))
+	case part == "billing" && len(rest) == 2:
+		return http.ListenAndServe(rest[0], billing(rest[1]))
 	case part == "engine" && len(rest) == 1:
 		return forward("tcp", ":2375", "unix", rest[0])
 	case part == "metadata" && len(rest) == 1:
@@ -67,23 +71,41 @@ func metadata(secret string) http.Handler {
 	return mux
 }
 
+func billing(secret string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/invoices", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		fmt.Fprintf(w, `{"invoice":%q}`+"\n", secret)
+	})
+	return mux
+}
+
+// visit is a request to the attacker's server.
+type visit struct {
+	Target string
+	Header http.Header
+	Body   string
+}
+
 // attacker listens on three doors: port 80 for what is sent to the attacker, port 3128 for the proxy, and the socket
 // for the lab, which names an address in the first line of a connection and is put through to it.
 func attacker(socket string) error {
 	var mu sync.Mutex
-	var seen []string
+	seen := []visit{}
 	web := http.NewServeMux()
 	web.HandleFunc("GET /seen", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, s := range seen {
-			fmt.Fprintln(w, s)
-		}
+		_ = json.NewEncoder(w).Encode(seen)
+	})
+	web.HandleFunc("GET /commands", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, `while read l; do echo "$l"; done </etc/shadow`)
 	})
 	web.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(io.LimitReader(r.Body, 64<<10))
 		mu.Lock()
 		defer mu.Unlock()
-		seen = append(seen, r.Header.Get("Authorization"))
+		seen = append(seen, visit{r.RequestURI, r.Header, string(body)})
 		fmt.Fprintln(w, "thank you")
 	})
 	refuse := func(w http.ResponseWriter, _ *http.Request) {

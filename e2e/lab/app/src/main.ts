@@ -6,22 +6,24 @@ import { Transport, type MicroserviceOptions } from '@nestjs/microservices';
 import { WsAdapter } from '@nestjs/platform-ws';
 import { AdminController, HealthController, InternalController, checkPath } from './admin.js';
 import { TenantsController } from './claims.js';
+import { DebugController, remember } from './debug.js';
 import { FetchController } from './fetch.js';
 import { FilesController } from './files.js';
+import { InvoicesController } from './invoices.js';
 import { OrdersController } from './orders.js';
 import { EventsGateway, ExportController } from './sockets.js';
 
 @Module({
   controllers: [
     OrdersController, TenantsController, AdminController, HealthController, InternalController,
-    FetchController, FilesController, ExportController,
+    FetchController, FilesController, InvoicesController, DebugController, ExportController,
   ],
   providers: [EventsGateway],
 })
 class AppModule {}
 
 const app = await NestFactory.create(AppModule, { logger: ['error', 'fatal'] });
-app.use(checkPath);
+app.use(checkPath, remember);
 app.useWebSocketAdapter(new WsAdapter(app));
 // A hybrid application: without inheritAppConfig no global guard would run here either.
 app.connectMicroservice<MicroserviceOptions>({ transport: Transport.TCP, options: { host: '0.0.0.0', port: 3001 } });
