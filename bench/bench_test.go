@@ -12,10 +12,19 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/natstest"
 )
 
 // The test program is also what the comparison starts.
 func TestMain(m *testing.M) {
+	if served, err := natstest.Serve(); served {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 && slices.Contains([]string{"probe", "proxy", "contained"}, os.Args[1]) {
 		main()
 		return
@@ -36,7 +45,7 @@ func TestEachRuns(t *testing.T) {
 	}
 	var out, progress bytes.Buffer
 	began := time.Now()
-	err := dispatch([]string{"-sallyport", sallyport, "-smokescreen", "../build/smokescreen", "-service", t.TempDir(), "-brief", "-format", "json"}, &out, &progress)
+	err := dispatch([]string{"-sallyport", sallyport, "-smokescreen", "../build/smokescreen", "-service", t.TempDir(), "-preload", "../internal/preload/preload.cjs", "-brief", "-format", "json"}, &out, &progress)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
@@ -51,9 +60,14 @@ func TestEachRuns(t *testing.T) {
 		"stream":        {"bare", "ports", "broker", "broker" + ledSuffix, "broker in a container", "broker in a container" + ledSuffix},
 		"round-trips":   {"bare", "ports", "broker", "broker" + ledSuffix, "broker in a container", "broker in a container" + ledSuffix},
 		"node":          {"bare", "sallyport run", "sallyport run, in a container"},
+		"preload":       {"without", "with the preload"},
+		"preload-http":  {"without", "with the preload"},
+		"preload-fetch": {"without", "with the preload"},
+		"preload-https": {"without", "with the preload"},
 		"requests":      {"sallyport", "net/http", noProxy},
 		"tunnels":       {"sallyport", "sallyport, by name", "sallyport, buffered", "net/http", noProxy},
 		"tunnel-stream": {"sallyport", "net/http", noProxy},
+		"revocation":    {"no other request", "1,000 others a second", "5,000 others a second"},
 	}
 	for name, rows := range want {
 		i := slices.IndexFunc(r.Tables, func(t *table) bool { return t.Name == name })

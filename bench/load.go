@@ -63,29 +63,33 @@ type client struct {
 const patience = 10 * time.Second
 
 func (c *client) once() error {
+	a, err := c.ask()
+	if err == nil && a.status != 200 {
+		err = fmt.Errorf("the answer is %d", a.status)
+	}
+	return err
+}
+
+// ask is once, whatever the answer is.
+func (c *client) ask() (answer, error) {
 	kept := c.conn != nil
 	if !kept {
 		if err := c.dial(); err != nil {
-			return err
+			return answer{}, err
 		}
 	}
 	a, err := c.exchange()
 	if err != nil && kept && a.status == 0 { // closed while it was idle, as it may
 		c.close()
 		if err := c.dial(); err != nil {
-			return err
+			return answer{}, err
 		}
 		a, err = c.exchange()
 	}
-	switch {
-	case err != nil:
-		return err
-	case a.status != 200:
-		return fmt.Errorf("the answer is %d", a.status)
-	case a.close:
+	if err == nil && a.close {
 		c.close()
 	}
-	return nil
+	return a, err
 }
 
 func (c *client) dial() error {

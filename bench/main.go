@@ -1,7 +1,8 @@
 // Command bench compares, in one run: what a connection costs a program bare and inside the walls, what an established
-// connection carries, how long Node takes to start, and how the egress stands beside other forward proxies.
+// connection carries, how long Node takes to start, how the egress stands beside other forward proxies, and how fast a
+// revocation travels between replicas.
 //
-// It uses the program as anybody would: it imports nothing of it. Whatever is compared is alive at the same time, and is
+// It uses the program as anybody would: it imports nothing of it, but the NATS servers that its tests use too. Whatever is compared is alive at the same time, and is
 // measured in turns of a fraction of a second, so that all see the same machine; what counts is the ratio, or the
 // difference, of the same round. Nothing leaves the machine: all servers are its own, on loopback.
 //
@@ -11,7 +12,8 @@
 // and is no failure; what could not be measured is one.
 //
 // It is also what it starts, by its first argument: probe (the program inside the walls), proxy (a forward proxy that
-// checks nothing) and contained (becomes another program, as in a default container).
+// checks nothing) and contained (becomes another program, as in a default container); by its environment it is one of the
+// NATS servers.
 package main
 
 import (
@@ -27,9 +29,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/natstest"
 )
 
 func main() {
+	if served, err := natstest.Serve(); served {
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := dispatch(os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
 		os.Exit(1)
@@ -52,6 +63,7 @@ func dispatch(args []string, out, progress io.Writer) error {
 	flags.StringVar(&o.sallyport, "sallyport", "build/sallyport", "the sallyport `PROGRAM`")
 	flags.StringVar(&o.smokescreen, "smokescreen", "build/smokescreen", "stripe/smokescreen's `PROGRAM`, if it is there")
 	flags.StringVar(&o.service, "service", "examples/nestjs", "a built NestJS service's `FOLDER`, if it is there")
+	flags.StringVar(&o.preload, "preload", "internal/preload/preload.cjs", "the Node preload's `FILE`")
 	flags.StringVar(&o.format, "format", "text", "text or json")
 	flags.StringVar(&o.only, "only", "", "`NAMES` of tables, with commas between them: "+strings.Join(names(), ", ")+"; empty: all")
 	flags.BoolVar(&o.brief, "brief", false, "one short round of each, to see that it runs: the figures are worth nothing")
@@ -73,10 +85,10 @@ func dispatch(args []string, out, progress io.Writer) error {
 
 // options are the command line.
 type options struct {
-	sallyport, smokescreen, service string
-	format, only                    string
-	brief                           bool
-	out, progress                   io.Writer
+	sallyport, smokescreen, service, preload string
+	format, only                             string
+	brief                                    bool
+	out, progress                            io.Writer
 }
 
 // turn is how long one measurement takes.
@@ -98,7 +110,9 @@ func groups() []group {
 		{[]string{"connect", "connections"}, measureConnect},
 		{[]string{"stream", "round-trips"}, measureStream},
 		{[]string{"node", "nest"}, measureNode},
+		{[]string{"preload", "preload-http", "preload-fetch", "preload-https"}, measurePreload},
 		{[]string{"requests", "tunnels", "tunnel-stream"}, measureEgress},
+		{[]string{"revocation"}, measureRevocation},
 	}
 }
 
@@ -160,7 +174,7 @@ func newSite(ctx context.Context, o options) (s *site, err error) {
 	if err := os.Chmod(s.dir, 0o755); err != nil {
 		return nil, err
 	}
-	for _, p := range []*string{&s.sallyport, &s.smokescreen, &s.service} {
+	for _, p := range []*string{&s.sallyport, &s.smokescreen, &s.service, &s.preload} {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return nil, err
 		}

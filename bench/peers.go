@@ -74,9 +74,9 @@ ingress:
 egress:
   listen: 127.0.0.1:@port@
   destinations:
-    - {name: web, hosts: ["127.0.0.1:@web@"], protocol: http}
-    - {name: bytes, hosts: ["127.0.0.1:@echo@", "127.0.0.1:@sink@"], protocol: tcp}
-    - {name: tls, hosts: ["localhost:@echo@"]}
+    - {name: web, hosts: ["127.0.0.1:@web@"], for: any, protocol: http}
+    - {name: bytes, hosts: ["127.0.0.1:@echo@", "127.0.0.1:@sink@"], for: any, protocol: tcp}
+    - {name: tls, hosts: ["localhost:@echo@"], for: any}
 audit: {file: @folder@/audit.jsonl, durability: @durability@}
 `
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -55,6 +56,8 @@ func (r *report) text(w io.Writer) error {
 				against = "more than " + t.Base
 			}
 			head = append(head, against, "goal")
+		} else if slices.ContainsFunc(t.Rows, func(r *row) bool { return r.Goal != nil }) {
+			head = append(head, "", "goal")
 		}
 		fmt.Fprintf(tab, "  %s\n", strings.Join(head, "\t"))
 		for _, row := range t.Rows {

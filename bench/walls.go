@@ -171,8 +171,8 @@ const portsEgress = `  listen: 127.0.0.1:@shared@
 `
 
 const brokerEgress = `  destinations:
-    - {name: direct, hosts: ["127.0.0.2:@shared@", "127.0.0.4:@shared@"], protocol: tcp, direct: true}
-    - {name: led, hosts: ["127.0.0.3:@shared@", "127.0.0.5:@shared@"], protocol: tcp}
+    - {name: direct, hosts: ["127.0.0.2:@shared@", "127.0.0.4:@shared@"], for: any, protocol: tcp, direct: true}
+    - {name: led, hosts: ["127.0.0.3:@shared@", "127.0.0.5:@shared@"], for: any, protocol: tcp}
 `
 
 // ported tells a program its port.
