@@ -13,7 +13,7 @@ MAKEFLAGS   += --no-print-directory
 GO      ?= go
 BIN     := build/sallyport
 STAMPS  := build/stamps
-SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './examples/nestjs/*' -not -path './e2e/*' -not -path '*/node_modules/*') go.mod go.sum \
+SOURCES := $(shell find . \( -name node_modules -o -path ./npm -o -path ./examples/nestjs -o -path ./e2e \) -prune -o -name '*.go' -not -name '*_test.go' -print) go.mod go.sum \
            $(shell find safedial internal -type f -not -name '*.go' -not -path '*/testdata/*' 2>/dev/null)
 FUZZTIME ?= 30s
 BENCH    ?= .
@@ -21,7 +21,7 @@ FORMAT   ?= text
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help build demo test arm64 lab lab-ready bench bench-ready lint fuzz unit scripts npm-test walk clean tools-check
+.PHONY: help build demo test arm64 lab lab-ready bench bench-ready lint fuzz unit scripts npm-build npm-test walk clean tools-check
 
 help: ## Show this
 	@echo "sallyport: a bearer token should open a route, never the host"; echo
@@ -71,13 +71,19 @@ arm64: $(STAMPS)/packages ## The filter's table for arm64, interpreted under an 
 	$(call say,the filter for arm64)
 	@scripts/arm64
 
-unit: build $(STAMPS)/packages $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/e2e-lab-app-build ## go test -race of everything, the real services among it
+unit: build $(STAMPS)/packages $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/npm-preload $(STAMPS)/e2e-lab-app-build ## go test -race of everything, the real services among it
 	$(call say,go test -race ./... with the end-to-end tests)
 	@scripts/with-engine scripts/unit
 
-npm-test: build $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The example service's own tests
+npm-build: $(STAMPS)/npm-build ## Build npm/, the package for NestJS services
+
+npm-test: build $(STAMPS)/npm $(STAMPS)/npm-nest-10 $(STAMPS)/npm-nest-11 $(STAMPS)/npm-nodes $(STAMPS)/npm-preload $(STAMPS)/examples-nestjs $(STAMPS)/examples-nestjs-build ## The NestJS package's tests, on NestJS 10, 11, 12 and Node 20, 22, 24, and those of the Node preload and of the example service
+	$(call say,npm test in npm)
+	@cd npm && npm test
 	$(call say,npm test in examples/nestjs)
 	@cd examples/nestjs && npm test
+	$(call say,npm test in npm/preload)
+	@cd npm/preload && npm test
 
 # Whatever is built before goes to standard error, and with FORMAT=json all but the one object.
 bench: ## The benchmarks beside the code, and then what stands in doc/performance.md: BENCH=REGEXP picks of the first, BENCH=compare the second
@@ -107,18 +113,33 @@ $(STAMPS)/packages: scripts/packages
 	@scripts/packages
 	@touch $@
 
+$(STAMPS)/npm: DIR := npm
+$(STAMPS)/npm-nest-10: DIR := npm/test/stacks/nest-10
+$(STAMPS)/npm-nest-11: DIR := npm/test/stacks/nest-11
+$(STAMPS)/npm-nodes: DIR := npm/test/nodes
 $(STAMPS)/examples-nestjs: DIR := examples/nestjs
 $(STAMPS)/e2e-authserver: DIR := e2e/authserver
 $(STAMPS)/e2e-backends: DIR := e2e/backends
 $(STAMPS)/e2e-lab-app: DIR := e2e/lab/app
+$(STAMPS)/npm-preload: DIR := npm/preload
+$(STAMPS)/npm: npm/package-lock.json
+$(STAMPS)/npm-nest-10: npm/test/stacks/nest-10/package-lock.json
+$(STAMPS)/npm-nest-11: npm/test/stacks/nest-11/package-lock.json
+$(STAMPS)/npm-nodes: npm/test/nodes/package-lock.json
 $(STAMPS)/examples-nestjs: examples/nestjs/package-lock.json
 $(STAMPS)/e2e-authserver: e2e/authserver/package-lock.json
 $(STAMPS)/e2e-backends: e2e/backends/package-lock.json
 $(STAMPS)/e2e-lab-app: e2e/lab/app/package-lock.json
-$(STAMPS)/examples-nestjs $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/e2e-lab-app:
+$(STAMPS)/npm-preload: npm/preload/package-lock.json
+$(STAMPS)/npm $(STAMPS)/npm-nest-10 $(STAMPS)/npm-nest-11 $(STAMPS)/npm-nodes $(STAMPS)/examples-nestjs $(STAMPS)/e2e-authserver $(STAMPS)/e2e-backends $(STAMPS)/e2e-lab-app $(STAMPS)/npm-preload:
 	$(call say,npm ci in $(DIR))
 	@mkdir -p $(STAMPS)
 	@cd $(DIR) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(STAMPS)/npm-build: $(STAMPS)/npm $(wildcard npm/src/*.ts) npm/tsconfig.json
+	$(call say,building the package for NestJS)
+	@cd npm && npm run --silent build
 	@touch $@
 
 $(STAMPS)/examples-nestjs-build: $(STAMPS)/examples-nestjs $(shell find examples/nestjs/src -name '*.ts' 2>/dev/null) $(wildcard examples/nestjs/tsconfig*.json)
@@ -132,4 +153,4 @@ $(STAMPS)/e2e-lab-app-build: $(STAMPS)/e2e-lab-app $(wildcard e2e/lab/app/src/*.
 	@touch $@
 
 clean: ## Remove what was built and installed
-	rm -rf build examples/nestjs/node_modules examples/nestjs/dist examples/nestjs/build examples/nestjs/var e2e/authserver/node_modules e2e/backends/node_modules e2e/lab/app/node_modules e2e/lab/app/dist
+	rm -rf build npm/node_modules npm/dist npm/build npm/preload/node_modules npm/test/nodes/node_modules npm/test/stacks/*/node_modules npm/test/stacks/*/build examples/nestjs/node_modules examples/nestjs/dist examples/nestjs/build examples/nestjs/var e2e/authserver/node_modules e2e/backends/node_modules e2e/lab/app/node_modules e2e/lab/app/dist
