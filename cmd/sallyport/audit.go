@@ -208,13 +208,13 @@ func (f *filterFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.Source, "source", "", "from this `IP` address")
 	flags.StringVar(&f.Code, "code", "", "with this reason `CODE`: allowed, insufficient_scope, escape_target, ...")
 	flags.StringVar(&f.Decision, "decision", "", "allowed or denied: `allow|deny`")
-	flags.StringVar(&f.Point, "point", "", "decided at this `POINT`: ingress, egress, run, state or watch")
+	flags.StringVar(&f.Point, "point", "", "recorded at this `POINT`: ingress, egress, sandbox, run, state or watch")
 	_ = c.RegisterFlagCompletionFunc("decision", cobra.FixedCompletions([]string{"allow", "deny"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("point", cobra.FixedCompletions(points(), cobra.ShellCompDirectiveNoFileComp))
 }
 
-// points are where decisions are made.
-func points() []string { return []string{"ingress", "egress", "run", "state", "watch"} }
+// points are where records are made.
+func points() []string { return []string{"ingress", "egress", "sandbox", "run", "state", "watch"} }
 
 func (f *filterFlags) check() error {
 	if f.Decision != "" && f.Decision != "allow" && f.Decision != "deny" {
