@@ -2,11 +2,7 @@ package sallytest
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -27,18 +23,7 @@ type Holder struct {
 // NewHolder makes a key for one of ES256, ES384, EdDSA, RS256 and PS256.
 func NewHolder(t testing.TB, algorithm string) *Holder {
 	t.Helper()
-	var private crypto.PrivateKey
-	var err error
-	switch algorithm {
-	case "ES256":
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case "ES384":
-		private, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case "EdDSA":
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	default:
-		private, err = rsa.GenerateKey(rand.Reader, 2048)
-	}
+	private, err := newPrivate(algorithm)
 	if err != nil {
 		t.Fatal(err)
 	}

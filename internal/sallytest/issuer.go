@@ -149,8 +149,19 @@ func (i *Issuer) key(algorithm string) jose.JSONWebKey {
 
 // makeKey makes and publishes a key; i.mu is held.
 func (i *Issuer) makeKey(algorithm string) jose.JSONWebKey {
-	var private crypto.PrivateKey
-	var err error
+	private, err := newPrivate(algorithm)
+	if err != nil {
+		panic(fmt.Sprintf("sallytest: make a key: %v", err)) // panic, because this may not be the test's goroutine
+	}
+	i.made++
+	k := jose.JSONWebKey{Key: private, KeyID: fmt.Sprintf("%s-%d", algorithm, i.made), Algorithm: algorithm, Use: "sig"}
+	i.signing[algorithm] = k
+	i.published = append(i.published, k.Public())
+	return k
+}
+
+// newPrivate makes a key for an algorithm of RFC 7518 or RFC 8037.
+func newPrivate(algorithm string) (private crypto.PrivateKey, err error) {
 	switch algorithm {
 	case "ES256":
 		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -165,14 +176,7 @@ func (i *Issuer) makeKey(algorithm string) jose.JSONWebKey {
 	default:
 		err = fmt.Errorf("algorithm %q is none that this issuer has", algorithm)
 	}
-	if err != nil {
-		panic(fmt.Sprintf("sallytest: make a key: %v", err)) // panic, because this may not be the test's goroutine
-	}
-	i.made++
-	k := jose.JSONWebKey{Key: private, KeyID: fmt.Sprintf("%s-%d", algorithm, i.made), Algorithm: algorithm, Use: "sig"}
-	i.signing[algorithm] = k
-	i.published = append(i.published, k.Public())
-	return k
+	return private, err
 }
 
 // Rotate makes and publishes a new key for the algorithm, signs with it from now
