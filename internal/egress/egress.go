@@ -16,7 +16,7 @@
 //
 // Every attempt goes down one line, Proxy.open, the only function here that dials:
 //
-//	destination ─ cause ─ decide by name ─ resolve once ─ decide by address ─ hello ─ record ─ credential ─ dial ─ outcome
+//	destination ─ cause ─ decide by name ─ search ─ resolve once ─ decide by address ─ hello ─ record ─ credential ─ dial ─ outcome
 //
 // cause is which requests in flight the attempt may come from (package cause): every one of them must be one that the
 // destination is for. A name that is denied is never looked up. The addresses that were judged are the addresses that are

@@ -84,8 +84,8 @@ func (p *Proxy) begin(via string) *passage {
 	}
 }
 
-// open is the straight line: destination, cause, decide by name, resolve once, decide by address, hello, record, credential, dial.
-// It reports whether x.link is there: a connection to where x wants to go, for which an allow is on record. If not,
+// open is the straight line: destination, cause, decide by name, search, resolve once, decide by address, hello, record,
+// credential, dial. It reports whether x.link is there: a connection to where x wants to go, for which an allow is on record. If not,
 // x.decision or x.failure says why not. The caller ends the line with x.outcome, always.
 func (p *Proxy) open(ctx context.Context, x *passage) (ok bool) {
 	defer x.rescue(&ok)
