@@ -2,20 +2,12 @@ package watch
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -294,41 +286,6 @@ func TestStoryAndQuarantine(t *testing.T) {
 	}
 }
 
-// A token without jti is ended by its digest; the subject too, if the rule says so; nobody, if it may have been several.
-func TestWhomQuarantineEnds(t *testing.T) {
-	rule := Rule{Name: "r", Says: "s", Point: "egress", Codes: []string{"escape_target"}, Do: []string{doQuarantine}, Subject: 15 * time.Minute}
-	p := newPost(t, Config{Rules: []Rule{rule}})
-	r := out("escape_target", "t-1", nil)
-	r.Caller.TokenID = ""
-	p.see(r)
-	p.pass(2 * time.Minute)
-	p.see(out("escape_target", "", map[string]any{"requests": []string{"a", "b"}}))
-	list := p.raised()
-	if len(list) != 2 || len(p.ended) != 2 {
-		t.Fatalf("%+v, %+v", list, p.ended)
-	}
-	token, subject := p.ended[0], p.ended[1]
-	if token.TokenID != "" || token.Digest != "digest-t-1" || token.Subject != "" {
-		t.Errorf("%+v", token)
-	}
-	if at := p.at.Add(-2 * time.Minute); subject.Subject != "alice" || subject.Digest != "" || !subject.Before.Equal(at.Add(15*time.Minute)) || !subject.Until.After(subject.Before) {
-		t.Errorf("%+v", subject)
-	}
-	if list[1].Not == "" || len(list[1].Did) > 0 || !slices.Equal(list[1].Requests, []string{"a", "b"}) {
-		t.Errorf("%+v", list[1])
-	}
-}
-
-// A store that is down is said so, in the alarm's record.
-func TestQuarantineThatFails(t *testing.T) {
-	p := newPost(t, Config{Rules: Rules()})
-	p.failing = errors.New("no quorum")
-	p.see(out("escape_target", "t-1", nil))
-	if list := p.raised(); len(list) != 1 || !strings.Contains(list[0].Not, "no quorum") || !strings.Contains(fmt.Sprint(p.records[0].Detail["not"]), "no quorum") {
-		t.Errorf("%+v", list)
-	}
-}
-
 // A service in a loop fills neither the log nor the list.
 func TestAlarmsPause(t *testing.T) {
 	p := newPost(t, Config{Rules: Rules()})
@@ -339,35 +296,6 @@ func TestAlarmsPause(t *testing.T) {
 	p.see(out("escape_target", "t-1", nil))
 	if list := p.raised(); len(list) != 2 {
 		t.Errorf("%d alarms", len(list))
-	}
-}
-
-func TestWebhook(t *testing.T) {
-	var tries atomic.Int32
-	got := make(chan Alarm, 1)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if tries.Add(1) == 1 {
-			w.WriteHeader(http.StatusBadGateway)
-			return
-		}
-		var a Alarm
-		if r.Header.Get("Authorization") != "Bearer s3cret" || json.NewDecoder(r.Body).Decode(&a) != nil {
-			w.WriteHeader(http.StatusBadRequest)
-		}
-		got <- a
-	}))
-	defer server.Close()
-	client := server.Client()
-	defer client.CloseIdleConnections()
-	p := newPost(t, Config{Rules: Rules(), Webhook: &Webhook{URL: server.URL, Client: client, Secret: func() (string, error) { return "s3cret", nil }}})
-	p.see(out("escape_target", "t-1", nil))
-	select {
-	case a := <-got:
-		if a.Rule != "escape-target" || a.TokenID != "t-1" || !slices.Equal(a.Did, []string{"quarantine"}) {
-			t.Errorf("%+v", a)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("nothing was sent")
 	}
 }
 
@@ -401,50 +329,6 @@ func TestBaselineIsKept(t *testing.T) {
 	}
 }
 
-// Twice as many tokens as are counted: what is held is bounded.
-func TestMemoryIsBounded(t *testing.T) {
-	const most = maxKeys / 8
-	tally, now, before := newTally(most), time.Now(), held()
-	fill(tally, 1, most, now)
-	full := held()
-	fill(tally, most+1, most, now)
-	if len(tally.slots) > most {
-		t.Errorf("%d keys are held", len(tally.slots))
-	}
-	again := held()
-	if perKey := (full - before) / most; perKey > 200 {
-		t.Errorf("%d bytes for each token", perKey)
-	}
-	if again > full+full/4 {
-		t.Errorf("it grows: %d, then %d", full, again)
-	}
-	runtime.KeepAlive(tally)
-}
-
-func fill(t *tally, from, n uint64, now time.Time) {
-	for i := range n {
-		t.add(from+i, i|1, now, time.Minute)
-	}
-}
-
-func held() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
-}
-
-// BenchmarkMillionTokens measures what a rule holds that counts by token.
-func BenchmarkMillionTokens(b *testing.B) {
-	for b.Loop() {
-		before := held()
-		tally := newTally(maxKeys)
-		fill(tally, 1, maxKeys, time.Now())
-		b.ReportMetric(float64(held()-before)/maxKeys, "B/token")
-		runtime.KeepAlive(tally)
-	}
-}
-
 // Who has one IPv6 address has all of its network: it is one source.
 func TestSourceOfIPv6(t *testing.T) {
 	p := newPost(t, Config{Rules: Rules()})
@@ -455,75 +339,6 @@ func TestSourceOfIPv6(t *testing.T) {
 	if list := p.raised(); len(list) != 1 || list[0].Rule != "forgeries" {
 		t.Errorf("%+v", list)
 	}
-}
-
-// Whoever was forgotten first counts anew; whoever came last does not.
-func TestTallyForgetsTheOldest(t *testing.T) {
-	tally, now := newTally(3), time.Now()
-	for key := range uint64(4) {
-		tally.add(key+1, 0, now, time.Minute)
-	}
-	if _, n := tally.add(4, 0, now, time.Minute); n != 2 {
-		t.Errorf("the last key counts %d", n)
-	}
-	if _, n := tally.add(1, 0, now, time.Minute); n != 1 {
-		t.Errorf("the first key counts %d", n)
-	}
-}
-
-func TestParseRulesRefuses(t *testing.T) {
-	rule := "version: 1\nrules:\n  - {name: a, says: b, point: egress, codes: [c], do: [record]}\n"
-	if _, err := ParseRules("good.yml", strings.NewReader(rule)); err != nil {
-		t.Fatal(err)
-	}
-	for what, c := range map[string]struct{ file, want string }{
-		"nothing":             {"", "bad.yml:1: not a file of rules"},
-		"another version":     {"version: 2\nrules: []\n", "version 2 is not 1"},
-		"an unknown key":      {"version: 1\nrulez: []\n", "not a file of rules"},
-		"a rule's typo":       {strings.Replace(rule, "codes", "coeds", 1), "bad.yml:3: rule"},
-		"a second document":   {rule + "---\nversion: 1\n", "second document"},
-		"twice the name":      {rule + "  - {name: a, says: b, point: egress, codes: [c], do: [record]}\n", "bad.yml:4: rule a: its name is that of another rule"},
-		"no name":             {strings.Replace(rule, "name: a, ", "", 1), "name:"},
-		"no records":          {strings.Replace(rule, "codes: [c], ", "", 1), "codes or decision"},
-		"another point":       {strings.Replace(rule, "egress", "somewhere", 1), `point: "somewhere"`},
-		"no action":           {strings.Replace(rule, "[record]", "[]", 1), "do:"},
-		"another action":      {strings.Replace(rule, "[record]", "[explode]", 1), `do: "explode"`},
-		"a count and no time": {strings.Replace(rule, "do:", "count: 5, do:", 1), "within"},
-		"no time":             {strings.Replace(rule, "do:", "count: 5, within: soon, do:", 1), "soon"},
-		"distinct of one":     {strings.Replace(rule, "do:", "distinct: path, do:", 1), "distinct: with count"},
-		"novel and count":     {strings.Replace(rule, "do:", "novel: [route], warmup: 1h, count: 5, within: 1m, do:", 1), "novel: it excludes"},
-		"novel at once":       {strings.Replace(rule, "do:", "novel: [route], do:", 1), "warmup"},
-		"whoever is the last": {strings.Replace(rule, "do: [record]", "by: source, count: 5, within: 1m, do: [quarantine]", 1), "by: with quarantine"},
-		"a subject for free":  {strings.Replace(rule, "do:", "subject: 1h, do:", 1), "subject: it belongs"},
-	} {
-		_, err := ParseRules("bad.yml", strings.NewReader(c.file))
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v, want %q", what, err, c.want)
-		}
-	}
-}
-
-// FuzzParseRules holds that what is accepted builds a watcher, which survives any record.
-func FuzzParseRules(f *testing.F) {
-	f.Add(string(builtin), "escape_target")
-	f.Add("version: 1\nrules:\n  - {name: a, says: b, point: egress, codes: [c], do: [record]}\n", "c")
-	f.Fuzz(func(t *testing.T, file, code string) {
-		rules, err := ParseRules("f", strings.NewReader(file))
-		if err != nil {
-			return
-		}
-		w, err := New(Config{
-			Rules: rules, Record: func(audit.Record) error { return nil }, Revoke: func(context.Context, state.Revocation) error { return nil },
-			Lifetime: func(string) time.Duration { return time.Hour },
-		})
-		if err != nil {
-			t.Fatalf("accepted, and it does not build: %v", err)
-		}
-		for _, point := range []string{"ingress", "egress", "sandbox"} {
-			w.Observe(&audit.Record{ID: "x", Point: point, Decision: policy.Deny(policy.Code(code), "")}, nil)
-			w.Observe(&audit.Record{ID: "x", Point: point, Decision: allowed, Caller: caller("t"), Detail: map[string]any{"requests": []string{"y"}, "destination": 7}}, nil)
-		}
-	})
 }
 
 // Whoever reaches for the host after somebody else did, or after an attempt of which nobody knows whose it was, is ended all
@@ -565,56 +380,6 @@ func TestNewEgressIsByRoute(t *testing.T) {
 	}
 }
 
-// A webhook that does not answer must not keep the program from ending.
-func TestEndsBesideASlowWebhook(t *testing.T) {
-	called := make(chan struct{}, 100)
-	stuck := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // or it is not noticed that the client goes
-		called <- struct{}{}
-		<-r.Context().Done()
-	}))
-	t.Cleanup(stuck.Close)
-	p := newPost(t, Config{Rules: Rules(), Webhook: &Webhook{URL: stuck.URL, Client: stuck.Client()}})
-	for i := range 20 {
-		p.see(out("escape_target", fmt.Sprint("t-", i), nil))
-	}
-	<-called
-	began := time.Now()
-	p.stop()
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("it took %s", took)
-	}
-	if len(p.ended) != 20 || len(p.records) != 20 {
-		t.Errorf("%d are ended, %d on record", len(p.ended), len(p.records))
-	}
-}
-
-// A store that does not answer holds up nobody else's end: a revocation holds here before it is stored.
-func TestSlowStoreHoldsUpNobody(t *testing.T) {
-	p := newPost(t, Config{Rules: Rules()})
-	asked, answered := make(chan string, 10), make(chan struct{})
-	p.config.Revoke = func(_ context.Context, r state.Revocation) error {
-		asked <- r.TokenID
-		<-answered
-		return nil
-	}
-	for _, token := range []string{"t-1", "t-2"} {
-		p.see(out("escape_target", token, nil))
-	}
-	for range 2 {
-		select {
-		case <-asked:
-		case <-time.After(5 * time.Second):
-			t.Error("one waits for the other")
-		}
-	}
-	close(answered)
-	p.stop()
-	if len(p.records) != 2 {
-		t.Errorf("%d on record", len(p.records))
-	}
-}
-
 func BenchmarkObserve(b *testing.B) {
 	w, err := New(Config{
 		Rules: Rules(), Record: func(audit.Record) error { return nil }, Revoke: func(context.Context, state.Revocation) error { return nil },
@@ -633,26 +398,5 @@ func BenchmarkObserve(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		r.Caller = callers[i%len(callers)]
 		w.Observe(&r, nil)
-	}
-}
-
-// Each token that causes what a rule ends tokens for is ended, however soon after another, and once.
-func TestEveryTokenIsEnded(t *testing.T) {
-	p := newPost(t, Config{Rules: Rules()})
-	p.see(out("escape_target", "", nil)) // nobody's, and it must not be anybody's cover
-	for range 3 {
-		for _, token := range []string{"t-1", "t-2", "t-3"} {
-			p.see(out("escape_target", token, nil))
-		}
-		p.see(out("escape_target", "", nil))
-	}
-	var ended []string
-	alarms := p.raised()
-	for _, r := range p.ended {
-		ended = append(ended, r.TokenID)
-	}
-	slices.Sort(ended)
-	if !slices.Equal(ended, []string{"t-1", "t-2", "t-3"}) || len(alarms) != 4 {
-		t.Errorf("ended %q, %d alarms", ended, len(alarms))
 	}
 }
