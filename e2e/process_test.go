@@ -122,14 +122,42 @@ func (s *transcript) tail(n int) string {
 	return all[max(0, len(all)-n):]
 }
 
+// patience is how long a Node program has to announce itself: several times what the slowest start takes on a machine that
+// does all else at once.
+const patience = 30 * time.Second
+
 // startNode runs a Node program of this folder that announces itself with one line of JSON, which is read into hello.
 // The program ends when its standard input does: not even a killed test leaves one behind.
+//
+// Once in many hundreds of starts Node 20 was seen to load its modules and then to say nothing for a minute. Nothing of ours
+// runs in it by then, so it is ended and started again; where its threads stood is logged.
 func startNode(t testing.TB, hello any, dir string, args ...string) *process {
 	t.Helper()
 	needNode(t, dir)
 	if err := readAll(dir); err != nil {
 		t.Fatal(err)
 	}
+	const starts = 3
+	for range starts {
+		p, line := launchNode(t, dir, args...)
+		select {
+		case first := <-line:
+			if err := json.Unmarshal(first, hello); err != nil {
+				t.Fatalf("node %s/server.mjs announced %q: %v", dir, first, err)
+			}
+			return p
+		case <-time.After(patience):
+			t.Logf("node %s/server.mjs did not announce itself within %v; its threads:\n%s", dir, patience, threads(p.pid()))
+			p.stop()
+		}
+	}
+	t.Fatalf("node %s/server.mjs did not announce itself in %d starts", dir, starts)
+	return nil
+}
+
+// launchNode starts a program and returns the first line that it will print.
+func launchNode(t testing.TB, dir string, args ...string) (*process, <-chan []byte) {
+	t.Helper()
 	cmd := exec.Command("node", append([]string{"server.mjs"}, args...)...)
 	cmd.Dir = dir
 	stdin, err := cmd.StdinPipe()
@@ -153,15 +181,24 @@ func startNode(t testing.TB, hello any, dir string, args ...string) *process {
 		line <- first
 		_, _ = io.Copy(&p.output, r) // until the program ends
 	}()
-	select {
-	case first := <-line:
-		if err := json.Unmarshal(first, hello); err != nil {
-			t.Fatalf("node %s/server.mjs announced %q: %v", dir, first, err)
+	return p, line
+}
+
+// threads is where the threads of a process wait in the kernel (proc(5): wchan, syscall), for a log.
+func threads(pid int) string {
+	var b strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid)) // the pattern is a good one
+	for _, task := range tasks {
+		for _, name := range []string{"comm", "wchan", "syscall"} {
+			text, err := os.ReadFile(filepath.Join(task, name))
+			if err != nil {
+				text = []byte(err.Error())
+			}
+			fmt.Fprintf(&b, "%s=%s ", name, bytes.TrimSpace(text))
 		}
-	case <-time.After(60 * time.Second):
-		t.Fatalf("node %s/server.mjs did not announce itself within a minute", dir)
+		b.WriteByte('\n')
 	}
-	return p
+	return b.String()
 }
 
 // needNode skips the test where dir's npm packages are not installed, with the command that installs them. CI installs
