@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -14,6 +13,9 @@ const lingerTime = 500 * time.Millisecond
 
 // Write gives the client bodyTimeout to take some of p.
 func (c *Conn) Write(p []byte) (int, error) {
+	if c.direct != nil {
+		return c.writePaced(p)
+	}
 	if err := c.Conn.SetWriteDeadline(time.Now().Add(c.bodyTimeout)); err != nil {
 		return 0, err
 	}
@@ -49,8 +51,12 @@ func (c *Conn) Close() error {
 // nothing else tells. Close remains to be called.
 func (c *Conn) Abort() {
 	below := c.Conn
-	if t, ok := below.(*tls.Conn); ok {
-		below = t.NetConn() // without a close_notify, which would say that all is well
+	for {
+		t, ok := below.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		below = t.NetConn() // of TLS: without a close_notify, which would say that all is well
 	}
 	if t, ok := below.(*net.TCPConn); ok {
 		t.SetLinger(0)

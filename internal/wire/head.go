@@ -25,6 +25,7 @@ type framer struct {
 	maxBytes  int // of a head
 	maxFields int // of a head
 	proxy     bool
+	keep      bool // where the fields of a head are, in spans
 
 	state      state
 	data       int64 // in inData: what is left
@@ -36,7 +37,8 @@ type framer struct {
 	line int // where the line at hand begins
 	seen int // up to where it was searched for its end
 
-	head head
+	head  head
+	spans []fieldSpan
 }
 
 // head is what framing must know of one request, and where the names for a record stand.
@@ -113,7 +115,7 @@ func (f *framer) nextLine(b []byte) (int, Code) {
 
 func (f *framer) stepHead(b []byte) (int, Code) {
 	if f.line == 0 {
-		f.head = head{length: -1}
+		f.head, f.spans = head{length: -1}, f.spans[:0]
 	}
 	for {
 		end, code := f.nextLine(b)
@@ -232,6 +234,13 @@ func (f *framer) field(line []byte, at int) Code {
 	name, value, code := splitField(line)
 	if code != "" {
 		return code
+	}
+	if f.keep {
+		from := at + len(line)
+		if len(value) > 0 {
+			from = at + cap(line) - cap(value)
+		}
+		f.spans = append(f.spans, fieldSpan{span{at, at + len(name)}, span{from, from + len(value)}})
 	}
 	switch len(name) {
 	case len("host"):

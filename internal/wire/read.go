@@ -42,9 +42,12 @@ func (c *Conn) Read(p []byte) (int, error) {
 		case c.framer.state == inData && c.r == c.w:
 			return c.readBody(p)
 		}
-		if err := c.fill(); err != nil {
-			return 0, err
+		if !c.fed {
+			if err := c.fill(); err != nil {
+				return 0, err
+			}
 		}
+		c.fed = false
 		c.advance()
 	}
 }
@@ -87,6 +90,9 @@ func (c *Conn) fill() error {
 	if c.r > 0 {
 		c.w = copy(c.buf, c.buf[c.r:c.w])
 		c.r, c.ok, c.at = 0, 0, -1
+	}
+	if c.buf == nil {
+		c.buf = make([]byte, readAhead)
 	}
 	if c.w == len(c.buf) {
 		if c.framer.state == held && c.w >= maxHeld {
@@ -189,12 +195,17 @@ func (c *Conn) advance() {
 // refuse puts the substitute in the place of everything from buf[ok] on.
 func (c *Conn) refuse(code Code) {
 	c.heads++
+	if c.direct != nil {
+		c.ok = c.r
+	}
 	b, h := c.buf[c.ok:c.w], &c.framer.head
 	r := &Refusal{number: c.heads, Code: code, Method: string(h.method.of(b)), Host: string(h.host.of(b))}
 	path, _, _ := bytes.Cut(h.target.of(b), []byte{'?'})
 	r.Path = string(path)
-	c.buf = append(c.buf[:c.ok:c.ok], substitute...)
-	c.ok, c.w, c.at = len(c.buf), len(c.buf), -1
+	if c.direct == nil {
+		c.buf = append(c.buf[:c.ok:c.ok], substitute...)
+		c.ok, c.w, c.at = len(c.buf), len(c.buf), -1
+	}
 	c.lingers.Store(true)
 	c.deadline.own(time.Time{})
 	c.refused.Store(r)

@@ -42,9 +42,15 @@
 // with an answer that leaves a body unread or an upgrade ungranted, and Open, or Take, on a connection that it has hijacked. It
 // asks Peer and TLS, since net/http, which sees no *tls.Conn, leaves Request.TLS nil.
 //
+// # Without a parser behind it
+//
+// A server that wants no second reading calls Direct, and then Wait, ReadHead and ReadBody in the place of Read (package http1).
+// A refused request is then a Head of the harmless one, and what was said of Next, HangUp and Open is as true. Deadlines are
+// lazy there (Pace), and an idle connection holds no buffer.
+//
 // # Limits
 //
-// It reads requests, not answers. It judges the form of a target and of a host, not their meaning. A body's length is
+// It reads requests; of answers only the framing of chunks (Chunks). It judges the form of a target and of a host, not their meaning. A body's length is
 // not bounded, only its pace: a client that was waited for longer than BodyTimeout in all must have sent 500 bytes for
 // each second more. Behind a request for an upgrade 64 KiB of what the client sends are held until the
 // upgrade is settled; then everything passes. A TLS handshake happens in the first read, within HeaderTimeout.
@@ -138,12 +144,14 @@ type Conn struct {
 	taken  int64         // bytes of the body at hand
 	waited time.Duration // for them
 	tunnel bool          // an upgrade was granted: every byte passes
+	fed    bool          // buf has bytes that nobody looked at
 
 	refused  atomic.Pointer[Refusal] // the request that was refused, if any
 	broken   atomic.Pointer[breach]
 	lingers  atomic.Bool
 	served   atomic.Int64 // calls of Next
 	deadline deadlines
+	direct   *direct // nil: a server of net/http reads
 }
 
 // breach is why a body ends with an error, and the number of its request.
@@ -164,7 +172,6 @@ func New(c net.Conn, l Limits, onClose func()) *Conn {
 		bodyTimeout:   l.BodyTimeout,
 		accepted:      time.Now(),
 		framer:        framer{maxBytes: l.HeaderBytes, maxFields: l.HeaderFields},
-		buf:           make([]byte, readAhead),
 		at:            -1,
 	}
 	if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
@@ -173,6 +180,16 @@ func New(c net.Conn, l Limits, onClose func()) *Conn {
 	_, w.onTLS = c.(*tls.Conn)
 	w.deadline.conn = c
 	return w
+}
+
+// Feed gives a new Conn what was read from the connection before. It comes before the first Read, once.
+func (c *Conn) Feed(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	c.begun, c.fed = time.Now(), true
+	c.buf = make([]byte, readAhead)
+	c.w = copy(c.buf, b)
 }
 
 // NewProxy is New for a connection on which a client speaks to a proxy.
@@ -242,6 +259,9 @@ func (c *Conn) HangUp(code Code) {
 func (c *Conn) Open() {
 	c.tunnel = true
 	c.deadline.own(time.Time{})
+	if c.direct != nil {
+		c.direct.read.set(time.Time{})
+	}
 }
 
 // Take makes the connection a tunnel as Open does, and gives it away: what was read and has not passed, and the
