@@ -45,10 +45,39 @@ func (e *line) begin(t time.Time, kind string) {
 	e.b = append(e.b[:0], `{"v":`...)
 	e.b = strconv.AppendInt(e.b, version, 10)
 	e.b = append(e.b, `,"time":"`...)
-	e.b = t.UTC().AppendFormat(e.b, timePattern)
+	e.b = appendTime(e.b, t)
 	e.b = append(e.b, `","kind":"`...)
 	e.b = append(e.b, kind...)
 	e.b = append(e.b, '"')
+}
+
+// appendTime writes a time as timePattern has it, and faster.
+func appendTime(b []byte, t time.Time) []byte {
+	t = t.UTC()
+	year, month, day := t.Date()
+	if year < 0 || year > 9999 {
+		return t.AppendFormat(b, timePattern)
+	}
+	hour, minute, second := t.Clock()
+	b = digits(b, year, 4)
+	b = digits(append(b, '-'), int(month), 2)
+	b = digits(append(b, '-'), day, 2)
+	b = digits(append(b, 'T'), hour, 2)
+	b = digits(append(b, ':'), minute, 2)
+	b = digits(append(b, ':'), second, 2)
+	b = digits(append(b, '.'), t.Nanosecond()/1000, 6)
+	return append(b, 'Z')
+}
+
+// digits appends a number with so many digits.
+func digits(b []byte, n, width int) []byte {
+	for range width {
+		b = append(b, '0')
+	}
+	for i := len(b) - 1; n > 0; i, n = i-1, n/10 {
+		b[i] = '0' + byte(n%10)
+	}
+	return b
 }
 
 func (e *line) end() { e.b = append(e.b, "}\n"...) }
@@ -115,7 +144,7 @@ func (e *line) gap(f fault, now time.Time) {
 	e.begin(now, "gap")
 	e.name("since")
 	e.b = append(e.b, '"')
-	e.b = f.since.UTC().AppendFormat(e.b, timePattern)
+	e.b = appendTime(e.b, f.since)
 	e.b = append(e.b, '"')
 	e.integer("refused", int64(f.refused))
 	e.integer("lost", int64(f.lost))
@@ -267,6 +296,17 @@ const hex = "0123456789abcdef"
 // quote appends a JSON string of at most about limit bytes, redacted, with
 // everything escaped that a terminal might act on. What is no UTF-8 becomes U+FFFD.
 func (e *line) quote(s string, limit int) {
+	if len(s) < limit && isPlain(s) {
+		e.b = append(e.b, '"')
+		e.b = append(e.b, s...)
+		e.b = append(e.b, '"')
+		return
+	}
+	e.escape(s, limit)
+}
+
+// escape is quote where there may be something to escape, to redact or to cut.
+func (e *line) escape(s string, limit int) {
 	// before it is cut, because half a token is not recognised
 	s = redact(s)
 	e.b = append(e.b, '"')
@@ -287,6 +327,20 @@ func (e *line) quote(s string, limit int) {
 		i += size
 	}
 	e.b = append(e.b, '"')
+}
+
+// isPlain reports whether a string is written as it is: nothing in it is escaped, and nothing is a token, which redact
+// would find by how it begins.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < 0x20 || c > 0x7e || c == '"' || c == '\\' || c == '%':
+			return false
+		case c == 'e' && i+1 < len(s) && (s[i+1] == 'y' || s[i+1] == 'w'):
+			return false
+		}
+	}
+	return true
 }
 
 // rune appends one character that is not plain ASCII.

@@ -363,3 +363,32 @@ func FuzzLine(f *testing.F) {
 		}
 	})
 }
+
+// FuzzPlain holds that what is written as it is would be written so in any case.
+func FuzzPlain(f *testing.F) {
+	for _, s := range []string{"", "GET", "/v1/things/acme-17", "eyJhbGciOiJub25lIn0.e30.", "ew", "e", "%65yJ", "a\"b", "\x7f", "\u202e", strings.Repeat("a", 200)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var fast, slow line
+		fast.quote(s, shortText)
+		slow.escape(s, shortText)
+		if string(fast.b) != string(slow.b) {
+			t.Errorf("%q is written %s, and with care %s", s, fast.b, slow.b)
+		}
+	})
+}
+
+// FuzzTime holds that a time is written as time.Time.AppendFormat would.
+func FuzzTime(f *testing.F) {
+	f.Add(int64(0), int64(0))
+	f.Add(int64(1803902400), int64(999_999_999))
+	f.Add(int64(-62167219201), int64(1))
+	f.Add(int64(253402300800), int64(0))
+	f.Fuzz(func(t *testing.T, sec, nsec int64) {
+		at := time.Unix(sec, nsec)
+		if got, want := string(appendTime(nil, at)), at.UTC().Format(timePattern); got != want {
+			t.Errorf("%d, %d: %s, want %s", sec, nsec, got, want)
+		}
+	})
+}
