@@ -78,6 +78,7 @@ func conforms(t *testing.T, at func(*testing.T) place) {
 		"counts":                   counts,
 		"is closed":                isClosed,
 		"obeys a context":          obeysContext,
+		"carries messages":         carries,
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) { test(t, at(t)) })
 	}
@@ -411,5 +412,87 @@ func obeysContext(t *testing.T, p place) {
 		if aerr != nil || first && again {
 			t.Error(first, again, aerr)
 		}
+	}
+}
+
+// What one sends all hear, the sender too, one at a time and by topic; nobody hears what is not for it.
+func carries(t *testing.T, p place) {
+	stores := []Store{p.open(t, nil)}
+	if p.many {
+		stores = append(stores, p.open(t, nil), p.open(t, nil))
+	}
+	var mu sync.Mutex
+	heard := map[string]int{}
+	var cancels []func()
+	for i, s := range stores {
+		ready(t, s)
+		cancel, err := s.(Bus).Hear("rates", func(m []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			heard[fmt.Sprint(i, " ", string(m))]++
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancels = append(cancels, cancel)
+	}
+	all := func(m string) func() bool {
+		return func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			for i := range stores {
+				if heard[fmt.Sprint(i, " ", m)] != 1 {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	for i, s := range stores {
+		m := fmt.Sprint("first of ", i)
+		becomes(t, "the subscriptions are known everywhere", func() bool {
+			if err := s.(Bus).Send("others", []byte("for others")); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.(Bus).Send("rates", []byte("probe "+m)); err != nil {
+				t.Fatal(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for j := range stores {
+				if heard[fmt.Sprint(j, " probe ", m)] == 0 {
+					return false
+				}
+			}
+			return true
+		})
+		if err := s.(Bus).Send("rates", []byte(m)); err != nil {
+			t.Fatal(err)
+		}
+		becomes(t, "all hear "+m, all(m))
+	}
+	cancels[0]()
+	if err := stores[0].(Bus).Send("rates", []byte("after")); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	if heard["0 after"] != 0 || heard["0 for others"] != 0 {
+		t.Error("heard what was not for it")
+	}
+	mu.Unlock()
+	for _, topic := range []string{"", "A", "a.b", "a>"} {
+		if _, err := stores[0].(Bus).Hear(topic, func([]byte) {}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("topic %q: %v", topic, err)
+		}
+		if err := stores[0].(Bus).Send(topic, nil); !errors.Is(err, ErrInvalid) {
+			t.Errorf("topic %q: %v", topic, err)
+		}
+	}
+	if err := stores[0].(Bus).Send("rates", make([]byte, maxMessage+1)); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a message that is too long: %v", err)
+	}
+	closeStore(t, stores[0])
+	if err := stores[0].(Bus).Send("rates", nil); err == nil {
+		t.Error("a closed store sends")
 	}
 }

@@ -18,7 +18,7 @@ type index struct {
 	count atomic.Int64 // of entries, so that a store that holds none costs nothing
 
 	order sync.Mutex // one addition and its calls to the subscribers at a time; taken before mu
-	subs  subscribers
+	subs  subscribers[Revocation]
 
 	mu      sync.RWMutex
 	issuers map[string]*issuer
@@ -377,12 +377,12 @@ func (h *expiry) Pop() any {
 }
 
 // subscribers are called in the order in which they came.
-type subscribers struct {
+type subscribers[T any] struct {
 	mu   sync.Mutex // not held during a call: f may cancel
-	list []*func(Revocation)
+	list []*func(T)
 }
 
-func (s *subscribers) add(f func(Revocation)) (cancel func()) {
+func (s *subscribers[T]) add(f func(T)) (cancel func()) {
 	p := &f
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -390,7 +390,7 @@ func (s *subscribers) add(f func(Revocation)) (cancel func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		var rest []*func(Revocation)
+		var rest []*func(T)
 		for _, o := range s.list {
 			if o != p {
 				rest = append(rest, o)
@@ -400,7 +400,7 @@ func (s *subscribers) add(f func(Revocation)) (cancel func()) {
 	}
 }
 
-func (s *subscribers) call(r Revocation) {
+func (s *subscribers[T]) call(r T) {
 	s.mu.Lock()
 	list := s.list
 	s.mu.Unlock()

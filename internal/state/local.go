@@ -29,6 +29,8 @@ type local struct {
 	metrics *metrics
 	uses    int // identifiers in the file; the writer's
 
+	topics topics
+
 	queue  chan *change
 	stop   chan struct{} // closed by Close
 	ended  chan struct{} // closed when the writer has ended
