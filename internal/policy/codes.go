@@ -16,6 +16,9 @@ const (
 	InsufficientScope Code = "insufficient_scope"
 	ConditionFalse    Code = "condition_false"
 	PolicyError       Code = "policy_error"
+
+	// InsufficientAuthentication is that of RFC 9470, section 3.
+	InsufficientAuthentication Code = "insufficient_user_authentication"
 )
 
 // CodeMeaning explains one code.
@@ -36,6 +39,7 @@ func Codes() []CodeMeaning {
 		{PublicExpired, "The route was public until its expiry and is closed since."},
 		{MissingToken, "The route asks for a verified caller and there is none."},
 		{InsufficientScope, "The caller's token lacks a scope that the route asks for."},
+		{InsufficientAuthentication, "The caller's user has not logged in as the route asks for, or not lately enough."},
 		{ConditionFalse, "The route's condition is false for this caller and request."},
 		{PolicyError, "The route's condition could not be evaluated."},
 	}

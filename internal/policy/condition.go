@@ -21,6 +21,7 @@ const (
 	assumedSize  = 4096       // what the estimate takes a claim, header or path for, in characters or elements
 	estimateMost = 10_000_000 // a condition that could cost more with inputs of that size does not load
 	costMost     = 100_000    // an evaluation that reaches it ends, and denies
+	largest      = 64 << 10   // what is longer can only come with the request, where its limits are wider than they are by themselves
 	nestingMost  = 2          // loops within loops
 	regexMost    = 256        // characters of a regular expression
 	programMost  = 2000       // instructions it compiles to
@@ -32,6 +33,7 @@ const headerVariable = "request.header"
 type condition struct {
 	source  string
 	program cel.Program
+	free    cel.Program // the same, not watched; nil if it could reach costMost with inputs of the largest size
 	headers []string
 }
 
@@ -61,7 +63,7 @@ func compileCondition(source string, captures, headers []string) (c *condition, 
 	if err := checkRegexes(checked.NativeRep().Expr()); err != nil {
 		return nil, "a regular expression stands in the condition as a literal string", err
 	}
-	estimate, err := env.EstimateCost(checked, assumedSizes{})
+	estimate, err := env.EstimateCost(checked, assumedSizes(assumedSize))
 	if err != nil {
 		return nil, "", fmt.Errorf("estimating the cost: %w", err)
 	}
@@ -73,7 +75,26 @@ func compileCondition(source string, captures, headers []string) (c *condition, 
 	if err != nil {
 		return nil, "", fmt.Errorf("compiling: %w", err)
 	}
-	return &condition{source: source, program: program, headers: headers}, "", nil
+	c = &condition{source: source, program: program, headers: headers}
+	c.free, err = unwatched(env, checked)
+	return c, "", err
+}
+
+// unwatched is the program without a count of what it costs, which takes as long as all else, if inputs of the largest size cannot bring
+// it to costMost: then there is nothing to watch.
+func unwatched(env *cel.Env, checked *cel.Ast) (cel.Program, error) {
+	estimate, err := env.EstimateCost(checked, assumedSizes(largest))
+	if err != nil {
+		return nil, fmt.Errorf("estimating the cost: %w", err)
+	}
+	if estimate.Max >= costMost {
+		return nil, nil
+	}
+	program, err := env.Program(checked, cel.EvalOptions(cel.OptOptimize))
+	if err != nil {
+		return nil, fmt.Errorf("compiling: %w", err)
+	}
+	return program, nil
 }
 
 // conditionEnv declares what a condition can name.
@@ -193,11 +214,11 @@ func issuesError(issues *cel.Issues) error {
 }
 
 // assumedSizes estimates the size of what a request brings.
-type assumedSizes struct{}
+type assumedSizes uint64
 
 // EstimateSize gives every claim, header and path the same bound.
-func (assumedSizes) EstimateSize(checker.AstNode) *checker.SizeEstimate {
-	return &checker.SizeEstimate{Min: 0, Max: assumedSize}
+func (s assumedSizes) EstimateSize(checker.AstNode) *checker.SizeEstimate {
+	return &checker.SizeEstimate{Min: 0, Max: uint64(s)}
 }
 
 // EstimateCallCost leaves the cost of functions to CEL.
@@ -207,7 +228,11 @@ func (assumedSizes) EstimateCallCost(string, string, *checker.AstNode, []checker
 
 // holds evaluates the condition. The error says nothing that the request or the token brought.
 func (c *condition) holds(s Selection, r Request, caller *identity.Caller) (bool, error) {
-	out, _, err := c.program.Eval(&activation{condition: c, selection: s, request: r, caller: caller})
+	program := c.program
+	if c.free != nil && c.small(r) {
+		program = c.free
+	}
+	out, _, err := program.Eval(&activation{condition: c, selection: s, request: r, caller: caller})
 	if err != nil {
 		return false, c.censor(err)
 	}
@@ -216,6 +241,16 @@ func (c *condition) holds(s Selection, r Request, caller *identity.Caller) (bool
 		return false, errors.New("the result is not a bool")
 	}
 	return bool(result), nil
+}
+
+// small reports whether nothing that the condition may read is over the largest size. Claims never are: a token has at most 8 KiB, and an
+// authorization server's answer 64.
+func (c *condition) small(r Request) bool {
+	size := len(r.Method) + len(r.Path) + len(r.Host)
+	for _, name := range c.headers {
+		size += len(r.Header[name])
+	}
+	return size <= largest
 }
 
 // censor keeps of an evaluation error what the configuration says already: a missing key is named only if the condition

@@ -120,3 +120,59 @@ func TestConditionCostLimit(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 }
+
+// TestWhatIsNotWatched holds which conditions run without a count of their cost: those that cannot reach the limit with the
+// largest inputs that they are run with so, as counting says.
+func TestWhatIsNotWatched(t *testing.T) {
+	longest := strings.Repeat("a-", largest/2-20)
+	many := make([]any, largest/4) // "a", and a comma: as many as an answer of that size can hold
+	for i := range many {
+		many[i] = "a"
+	}
+	claims := map[string]any{"text": longest, "list": many}
+	for when, free := range map[string]bool{
+		`claims.text == path.id`:                              true,
+		`claims.text == path.id.split("-")[0]`:                true,
+		`path.id in claims.list`:                              true,
+		`claims.text.matches("^(a|-)*$")`:                     true,
+		`claims.text + claims.text == path.id`:                true,
+		`claims.list.exists(x, x == path.id)`:                 false,
+		`claims.text.replace("a", "aaaaaaaaaaaa") == path.id`: false,
+		`claims.list.all(x, claims.list.exists(y, y == "b"))`: false,
+	} {
+		p, err := New([]Route{{Name: "r", Match: "GET /r/{id}", When: when}})
+		if err != nil {
+			if free {
+				t.Errorf("%s: %v", when, err)
+			}
+			continue // too dear to load at all
+		}
+		c := p.routes[0].when
+		if (c.free != nil) != free {
+			t.Errorf("%s: runs without a count: %t, want %t", when, c.free != nil, free)
+		}
+		if !free {
+			continue
+		}
+		who := caller()
+		who.Claims = claims
+		r := Request{Method: "GET", Path: "/r/" + longest[:largest-100]}
+		s, _ := p.Select(r)
+		if s.Route == nil || !c.small(r) {
+			t.Fatalf("%s: the request is not what it should be", when)
+		}
+		if _, _, err := c.program.Eval(&activation{condition: c, selection: s, request: r, caller: who}); err != nil {
+			t.Errorf("%s: counted, it ends by %v", when, err)
+		}
+		r.Path += longest
+		if c.small(r) {
+			t.Errorf("%s: a path of %d bytes is small", when, len(r.Path))
+		}
+	}
+	p := mustNew(t, Route{Name: "r", Match: "GET /r/{id}", When: `path.id.split("-")[0] == "a"`})
+	r := Request{Method: "GET", Path: "/r/" + strings.Repeat(longest, 8)}
+	s, _ := p.Select(r)
+	if d := p.Decide(s, r, caller(), date("2027-01-01")); d.Code != PolicyError || !strings.Contains(d.Reason, "costs too much") {
+		t.Errorf("a path that is too long to go uncounted: %+v", d)
+	}
+}

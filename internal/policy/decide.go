@@ -59,6 +59,9 @@ func (r *route) decide(s Selection, request Request, caller *identity.Caller, no
 		d.Missing = slices.Clone(r.AnyScope)
 		return d
 	}
+	if reason := r.loggedIn(caller, now); reason != "" {
+		return Deny(InsufficientAuthentication, reason)
+	}
 	if r.When != "" {
 		holds, err := r.when.holds(s, request, caller)
 		if err != nil {

@@ -39,7 +39,8 @@
 //
 // Two routes have the same requirement if they ask for the same scopes, are
 // public until the same instant, allow the same in paths and upgrades, want the
-// same proofs and identifiers, and neither has a condition.
+// same proofs, identifiers and logins, and neither has a condition or a rate of
+// its own.
 //
 // # Limits
 //
@@ -57,9 +58,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/limit"
 )
 
 // Decision is the answer. Its zero value is a denial.
@@ -91,11 +95,19 @@ type Route struct {
 	Upgrades    []string // "websocket"
 	Headers     []string // request headers that When may read, lower-case
 
+	// How and how lately the caller's user must have logged in (RFC 9470), besides the rest. Zero asks for nothing.
+	ACR    []string      // the claim acr is one of these, in the order in which they are preferred
+	MaxAge time.Duration // the claim auth_time is no longer ago; whole seconds
+
+	// Local is for a public route that the gate answers by itself.
+	Local bool
+
 	// What the steps before Decide ask for; Decide itself does not.
-	Bound        bool // only a token that is bound to a key or certificate, with the proof of it
-	Nonce        bool // a proof of the key must hold a nonce of the gate
-	TokenID      bool // only a token with a jti, by which it can be revoked
-	Unprivileged bool // may be served while it is not known what has been revoked
+	Bound        bool       // only a token that is bound to a key or certificate, with the proof of it
+	Nonce        bool       // a proof of the key must hold a nonce of the gate
+	TokenID      bool       // only a token with a jti, by which it can be revoked
+	Unprivileged bool       // may be served while it is not known what has been revoked
+	Rate         limit.Rate // how often a caller, on a public route a source, may come; the zero value is no limit
 }
 
 // Public says why a route asks for nothing, who answers for that, and until when.
@@ -125,7 +137,7 @@ type Selection struct {
 // RouteError is one thing wrong with one route.
 type RouteError struct {
 	Index int    // in the list given to New
-	Field string // the yaml key: name, match, scopes, any_scope, when, public, allow_in_path, upgrades, headers
+	Field string // the yaml key: name, match, scopes, any_scope, when, public, allow_in_path, upgrades, headers, step_up, rate_limit
 	Err   error
 	Hint  string
 }
@@ -185,10 +197,22 @@ func New(routes []Route) (*Policy, error) {
 // Headers is the union of the routes' Headers, sorted: what a Request must carry.
 func (p *Policy) Headers() []string { return slices.Clone(p.headers) }
 
+// Routes is the list that the policy was made of. It must not be changed.
+func (p *Policy) Routes() iter.Seq[*Route] {
+	return func(yield func(*Route) bool) {
+		for _, r := range p.routes {
+			if !yield(&r.Route) {
+				return
+			}
+		}
+	}
+}
+
 // compile checks all of one route by itself. The result is complete only if nothing is wrong with it.
 func compile(index int, r Route) (*route, []*RouteError) {
 	r.Scopes, r.AnyScope = slices.Clone(r.Scopes), slices.Clone(r.AnyScope)
 	r.AllowInPath, r.Upgrades, r.Headers = slices.Clone(r.AllowInPath), slices.Clone(r.Upgrades), slices.Clone(r.Headers)
+	r.ACR = slices.Clone(r.ACR)
 	if r.Public != nil {
 		public := *r.Public
 		r.Public = &public
@@ -213,14 +237,16 @@ func compile(index int, r Route) (*route, []*RouteError) {
 	return c, errs
 }
 
-// numberRules gives routes with the same requirement the same number. A condition makes a route's requirement its own.
+// numberRules gives routes with the same requirement the same number. A condition, or a rate, makes a route's
+// requirement its own.
 func numberRules(routes []*route) {
 	numbers := make(map[string]int)
 	for i, r := range routes {
 		key := fmt.Sprintf("when of route %d", i)
-		if r.When == "" {
-			key = fmt.Sprintf("%q %q %t %q %q %t %t %t %t", sortedSet(r.Scopes), sortedSet(r.AnyScope), r.AnyCaller,
-				sortedSet(r.AllowInPath), sortedSet(r.Upgrades), r.Bound, r.Nonce, r.TokenID, r.Unprivileged)
+		if r.When == "" && r.Rate == (limit.Rate{}) { // what is counted for one route must not be had by the other
+			key = fmt.Sprintf("%q %q %t %q %q %t %t %t %t %q %s %t", sortedSet(r.Scopes), sortedSet(r.AnyScope), r.AnyCaller,
+				sortedSet(r.AllowInPath), sortedSet(r.Upgrades), r.Bound, r.Nonce, r.TokenID, r.Unprivileged,
+				sortedSet(r.ACR), r.MaxAge, r.Local)
 			if r.Public != nil {
 				key += " public until " + r.Public.Expires.UTC().Format(time.RFC3339Nano)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Bounds on what one route may hold. They are far beyond what a person writes.
@@ -27,6 +28,10 @@ func checkRoute(r *route, patternOK bool, report func(field, hint string, err er
 		checkPublic(r.Public, report)
 	}
 	checkProofs(r, report)
+	checkStepUp(r, report)
+	if err := r.Rate.Check(); err != nil {
+		report("rate_limit", "for example {requests: 5, per: 1m}", err)
+	}
 	for _, special := range r.AllowInPath {
 		if special != "%2F" && special != ";" {
 			report("allow_in_path", "", fmt.Errorf("%q is not one of %q and %q", special, "%2F", ";"))
@@ -77,10 +82,28 @@ func checkProofs(r *route, report func(field, hint string, err error)) {
 		is    bool
 	}{
 		{"sender_constrained", r.Bound}, {"dpop_nonce", r.Nonce}, {"require_jti", r.TokenID}, {"privileged", r.Unprivileged},
+		{"step_up", len(r.ACR) > 0 || r.MaxAge != 0},
 	} {
 		if asked.is && r.Public != nil {
 			report(asked.field, "remove it, or public", errors.New("a public route asks for no token, so it can ask nothing of one"))
 		}
+	}
+}
+
+// checkStepUp checks what a route asks of the caller's login. Its values stand in a challenge.
+func checkStepUp(r *route, report func(field, hint string, err error)) {
+	const hint = "step_up: {acr: [urn:example:mfa], max_age: 10m}"
+	checkList("step_up", r.ACR, report)
+	for _, acr := range r.ACR {
+		if !isListed(acr) {
+			report("step_up", hint, fmt.Errorf("acr %q: not printable ASCII without spaces, quotes and backslashes, of 1 to %d bytes", acr, maxScope))
+		}
+	}
+	if r.MaxAge < 0 || r.MaxAge%time.Second != 0 {
+		report("step_up", hint, fmt.Errorf("max_age is %s, and not a number of whole seconds", r.MaxAge))
+	}
+	if r.Local && r.Public == nil {
+		report("public", "", errors.New("what the gate answers by itself is public"))
 	}
 }
 
@@ -130,11 +153,16 @@ func checkName(name string) error {
 func checkScopes(field string, scopes []string, report func(field, hint string, err error)) {
 	checkList(field, scopes, report)
 	for _, scope := range scopes {
-		bad := strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' })
-		if scope == "" || bad || len(scope) > maxScope {
+		if !isListed(scope) {
 			report(field, "one list entry for each scope", fmt.Errorf("%q is not a scope (RFC 6749, section 3.3)", scope))
 		}
 	}
+}
+
+// isListed reports whether a value can stand in a list with spaces between, inside quotes.
+func isListed(s string) bool {
+	bad := strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' })
+	return s != "" && !bad && len(s) <= maxScope
 }
 
 // checkHeader establishes that a condition may read a header: a lower-case name of letters, digits and hyphens that
