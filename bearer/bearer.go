@@ -25,6 +25,13 @@
 // and the required and permitted claims are judged. Whatever was not shown is a
 // refusal, an *Error whose code is stable.
 //
+// # Kinds of issuers
+//
+// An Issuer is an authorization server unless its Kind says otherwise. Of an authorization server no ID token is taken: where
+// TokenTypes admits other types than at+jwt, one is known by what it holds. KindKubernetes takes service account tokens as an
+// API server binds them to a pod, whose sub and kubernetes.io agree. KindSPIFFE takes JWT-SVIDs of a trust domain, which a token
+// without iss finds by its sub.
+//
 // # Keys
 //
 // Keys are fetched in the background through safedial: over at most 5 s, 1 MiB
@@ -35,6 +42,22 @@
 // A key that a new set lacks is out of use in that moment. While fetching fails,
 // the last keys serve for an hour more; with Options.Keep also those of the process
 // before this one, for what is left of that hour.
+//
+// # Tokens that come again
+//
+// With Options.Remember, what a token's signature has shown is remembered: its claims, its issuer and the key, under a keyed
+// hash of all its bytes. Everything that lets somebody in is judged on each use: type, audience, time, binding, presence, and
+// that the issuer's keys are fresh and hold that very key. A change of an issuer's keys counts from the moment in which they
+// are replaced. An entry ends with the token's exp (without Leeway), after MaxLifetime and after 5 minutes; no refusal is
+// remembered, and no token that was used once. Another Verifier knows nothing of it.
+// The callers that Verify returns of one token then share Claims and Scopes, which must not be changed; Require
+// gives each request its own.
+//
+// # Opaque tokens
+//
+// An issuer with Introspection is asked about tokens that are no JWT (RFC 7662), and about its JWTs where it has no Keys. What
+// it answers is kept for at most 30 s, never the verdict: audience, times, scopes and claims are judged on each request. A
+// server that cannot be asked is a refusal with status 503.
 //
 // # Attaching a token
 //
@@ -56,8 +79,8 @@
 //
 // # Limits
 //
-// Only signed access tokens (RFC 9068) are verified: no encrypted and no opaque
-// ones, and no ID tokens. A token bound to a key or certificate by cnf is refused,
+// By keys only signed tokens are verified: no encrypted ones. That a Kubernetes
+// pod has been deleted is not asked. A token bound to a key or certificate by cnf is refused,
 // because its proof is not checked here, unless the caller of Verify says that it
 // checks it (Options.Bound), and never attached. Revocation before expiry is not
 // asked for here. A refresh that the Cache-Control of a key set puts off delays the end of a
@@ -118,7 +141,7 @@ func (Token) LogValue() slog.Value { return slog.StringValue(redacted) }
 type Issuer struct {
 	Issuer      string        // compared byte for byte; required
 	Audience    []string      // the token must name at least one; required
-	Keys        Keys          // where its keys are; required
+	Keys        Keys          // where its keys are; required, unless there is Introspection
 	Algorithms  []string      // subset of ES256, ES384, EdDSA, RS256, PS256; empty means ES256, EdDSA, RS256, PS256
 	TokenTypes  []string      // accepted typ, "application/" prefix and case folded; empty means at+jwt
 	MaxLifetime time.Duration // exp-iat at most, exp-now if there is no iat; zero means 1 h
@@ -126,13 +149,21 @@ type Issuer struct {
 	Required    []string      // claims that must be present and not null
 	Only        []string      // the closed list of claims, when not empty; iss, aud, exp, nbf, iat and Required need not be in it
 	ScopeClaim  string        // "scope" (RFC 9068, space-separated string) when empty; an array of strings is read too
+	Kind        string        // KindOAuth when empty; of the others TokenTypes are given by the kind
+	BoundTo     string        // of KindKubernetes, what a token must be bound to: "pod" (when empty), "node" (a pod will do), "any" (nothing will do)
+	TrustDomain string        // of KindSPIFFE: whose SPIFFE IDs it signs; may be empty when Issuer is "spiffe://DOMAIN"
+
+	Introspection *Introspection // nil: opaque tokens are refused
 }
 
-// Keys is where an issuer's keys come from: exactly one field is set.
+// Keys is where an issuer's keys come from: exactly one of the first three fields is set.
 type Keys struct {
 	Discovery bool   // issuer's metadata, RFC 8414 then OpenID Connect discovery
 	URI       string // a JWKS URI
 	File      string // a JWKS file, read again on every refresh
+
+	CAFile    string // roots (PEM) by which the server of an https URI proves its name; empty means the system's
+	TokenFile string // a token that is sent to the server of an https URI; empty means none
 }
 
 // Options are what a Verifier needs besides its issuers; every field may be empty.
@@ -143,5 +174,11 @@ type Options struct {
 	Now      func() time.Time // the clock; nil means time.Now
 	Logger   *slog.Logger     // fetch failures and set changes; nil means none
 	Bound    bool             // the caller of Verify checks the proof that the claim cnf asks for; false refuses tokens with cnf. Require refuses them always
+	Remember int64            // bytes for what is known of tokens that were verified before (see "Tokens that come again"); zero remembers none
 	Keep     string           // a folder for the last good key sets, used after a restart if fetching fails; empty means none is kept
+
+	// Introspected hears how tokens fared with an issuer that is asked about them: "asked_active", "asked_inactive", "asked_refused"
+	// (the server refuses to say), "asked_in_vain" (it cannot be asked), "kept_active", "kept_inactive" (it need not be), "too_many"
+	// (of this source's were not active). It must not wait; nil means nobody hears.
+	Introspected func(issuer, result string)
 }

@@ -6,30 +6,18 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/identity"
-	"github.com/sallyport/sallyport/internal/jws"
 )
 
-// judge holds the claims of an authentic token against what is accepted from its
-// issuer: type, audience, time, binding, presence, then what the caller is made of.
-func (a *authority) judge(token jws.Compact, now time.Time) (identity.Caller, *Error) {
-	claims := token.Payload
-	if token.Type == "" || !slices.Contains(a.TokenTypes, foldType(token.Type)) {
-		return identity.Caller{}, refuse(codeType, "typ %s", brief(token.Type))
+// judgeType wants a type that is accepted; typ is folded.
+func (a *authority) judgeType(typ string) *Error {
+	if !slices.Contains(a.TokenTypes, typ) {
+		return refuse(codeType, "typ %s", brief(typ))
 	}
-	if refusal := a.judgeAudience(claims); refusal != nil {
-		return identity.Caller{}, refusal
-	}
-	issued, expires, refusal := a.judgeTime(claims, now)
-	if refusal != nil {
-		return identity.Caller{}, refusal
-	}
-	if _, ok := claims["cnf"]; ok && !a.bound {
-		// accepting it as a plain bearer token would undo the binding (RFC 9449, section 7.2; RFC 8705, section 3)
-		return identity.Caller{}, refuse(codeBound, "cnf is there, and no proof is checked")
-	}
-	if refusal := a.judgePresence(claims); refusal != nil {
-		return identity.Caller{}, refusal
-	}
+	return nil
+}
+
+// readCaller reads out of authentic claims who is calling.
+func (a *authority) readCaller(claims map[string]any) (identity.Caller, *Error) {
 	scopes, refusal := readScopes(a.ScopeClaim, claims)
 	if refusal != nil {
 		return identity.Caller{}, refusal
@@ -45,8 +33,7 @@ func (a *authority) judge(token jws.Compact, now time.Time) (identity.Caller, *E
 		client = names["azp"]
 	}
 	return identity.Caller{
-		Issuer: a.Issuer.Issuer, Subject: names["sub"], Client: client, Scopes: scopes, TokenID: names["jti"],
-		IssuedAt: issued, Expires: expires, Claims: claims,
+		Issuer: a.Issuer.Issuer, Subject: names["sub"], Client: client, Scopes: scopes, TokenID: names["jti"], Claims: claims,
 	}, nil
 }
 

@@ -35,8 +35,8 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Status is the HTTP status that answers a request refused with e: 400 for a credential that cannot be
-// told from another (RFC 6750, invalid_request), 403 for one that does not suffice (insufficient_scope), 503
-// while nothing can be verified, 401 for everything else.
+// told from another (RFC 6750, invalid_request), 403 for one that does not suffice (insufficient_scope), 429 for
+// one of too many, 503 while nothing can be verified, 401 for everything else.
 func (e *Error) Status() int {
 	for _, r := range reasons {
 		if r.code == e.Code {
@@ -73,6 +73,10 @@ const (
 	codeAmbiguous   = "ambiguous_key"
 	codeSignature   = "bad_signature"
 	codeType        = "wrong_type"
+	codeIDToken     = "id_token"
+	codeLegacy      = "legacy_token"
+	codeSubject     = "wrong_subject"
+	codeUnbound     = "unbound_token"
 	codeAudience    = "wrong_audience"
 	codeExpired     = "expired"
 	codeNotYet      = "not_yet_valid"
@@ -87,6 +91,7 @@ const (
 
 	codeInactive      = "token_inactive"
 	codeIntrospection = "introspection_unavailable"
+	codeTooMany       = "too_many_unknown_tokens"
 	codeOccupied      = "authorization_present"
 	codeHost          = "host_mismatch"
 	codeTransport     = "transport_unusable"
@@ -127,6 +132,10 @@ var reasons = [...]struct {
 	{codeSignature, 401, "the signature is not by the key"},
 	// the claims
 	{codeType, 401, "typ is not one that is accepted"},
+	{codeIDToken, 401, "it is an ID token, which is for its client and opens nothing"},
+	{codeLegacy, 401, "it is a service account token without audience and end, as Kubernetes once made them"},
+	{codeSubject, 401, "sub does not name whom the rest of the token names, or somebody of another trust domain"},
+	{codeUnbound, 401, "the service account token is not bound to a pod, or not to what is asked for"},
 	{codeAudience, 401, "aud names another audience"},
 	{codeExpired, 401, "exp has passed"},
 	{codeNotYet, 401, "nbf has not come"},
@@ -139,9 +148,11 @@ var reasons = [...]struct {
 	{codeScopeForm, 401, "the scope claim is not a list of scope tokens (RFC 6749, section 3.3)"},
 	// the requirement
 	{codeScope, 403, "the token lacks a scope"},
+	// introspection
+	{codeInactive, 401, "the authorization server does not vouch for the token"},
+	{codeIntrospection, 503, "the authorization server cannot be asked about the token"},
+	{codeTooMany, 429, "too many tokens of the same source were not active; the server was not asked about this one"},
 	// attaching one (Transport)
-	{codeInactive, 401, "the recipient's authorization server does not vouch for the token"},
-	{codeIntrospection, 503, "the recipient's authorization server cannot be asked"},
 	{codeOccupied, 400, "the request has an Authorization header already"},
 	{codeHost, 400, "the request's Host is not that of its URL"},
 	{codeTransport, 503, "the Transport's fields do not fit together"},
@@ -149,6 +160,12 @@ var reasons = [...]struct {
 
 func refuse(code, format string, args ...any) *Error {
 	return &Error{Code: code, Detail: fmt.Sprintf(format, args...)}
+}
+
+// copy is another Error that says the same, since who is refused may change what it is given.
+func (e *Error) copy() *Error {
+	other := *e
+	return &other
 }
 
 // brief quotes what somebody else wrote, for an operator's eyes.

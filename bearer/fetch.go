@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/internal/jws"
+	"github.com/sallyport/sallyport/safedial"
 )
 
 const (
@@ -28,8 +29,11 @@ type document struct {
 }
 
 // fetchFrom returns the function that fetches an issuer's key set.
-func fetchFrom(issuer string, keys Keys, client *http.Client) func(context.Context) (document, error) {
+func fetchFrom(issuer string, keys Keys, guard *safedial.Guard) func(context.Context) (document, error) {
+	client := guard.Client()
 	switch {
+	case keys.CAFile != "" || keys.TokenFile != "":
+		return fetchPrivately(keys, guard)
 	case keys.File != "":
 		return func(context.Context) (document, error) { return readFile(keys.File) }
 	case keys.URI != "":
@@ -164,6 +168,11 @@ func hostPort(u *url.URL) string {
 // get fetches a JSON document. Only a plain 200 is an answer: a redirect, a part
 // and an encoding are refused, so that the limit counts what is read.
 func get(ctx context.Context, client *http.Client, address string) (document, error) {
+	return getAs(ctx, client, address, "")
+}
+
+// getAs is get by whoever a token says; nobody if it is empty.
+func getAs(ctx context.Context, client *http.Client, address, token string) (document, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
@@ -172,6 +181,9 @@ func get(ctx context.Context, client *http.Client, address string) (document, er
 	}
 	request.Header.Set("Accept", "application/json, application/jwk-set+json")
 	request.Header.Set("Accept-Encoding", "identity")
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
 	request.Close = true // one fetch in minutes is no reason to keep a connection
 	response, err := client.Do(request)
 	if err != nil {

@@ -27,22 +27,23 @@ func newAuthority(i Issuer) (*authority, error) {
 	for _, algorithm := range i.Algorithms {
 		check(isSupported(algorithm), "algorithm %s is not one of %s", brief(algorithm), strings.Join(supported(), ", "))
 	}
-	if err := checkKeys(i); err != nil {
+	if err := checkIntrospection(i); err != nil {
+		wrong = append(wrong, err)
+	}
+	if err := checkKeys(i); err != nil && (i.Introspection == nil || i.Keys != Keys{}) {
 		wrong = append(wrong, err)
 	}
 
 	a := &authority{Issuer: i}
 	a.Algorithms = slices.Clone(i.Algorithms)
-	if len(a.Algorithms) == 0 {
-		a.Algorithms = defaultAlgorithms()
-	}
 	a.TokenTypes = nil
 	for _, typ := range i.TokenTypes {
 		check(typ != "", "an empty token type")
 		a.TokenTypes = append(a.TokenTypes, foldType(typ))
 	}
-	if len(a.TokenTypes) == 0 {
-		a.TokenTypes = []string{"at+jwt"}
+	a.applyKind(check)
+	if len(a.Algorithms) == 0 {
+		a.Algorithms = defaultAlgorithms()
 	}
 	if a.MaxLifetime == 0 {
 		a.MaxLifetime = time.Hour
@@ -77,7 +78,7 @@ func checkKeys(i Issuer) error {
 			return fmt.Errorf("key set URI: %w", err)
 		}
 	}
-	return nil
+	return checkPrivate(i.Keys)
 }
 
 // destinations are the hosts that the issuers name: what the operator wrote down,

@@ -19,12 +19,30 @@ var errNoKey = errors.New("read key set: no usable key")
 type key struct {
 	jwk.Key        // its Algorithms are those of the issuer's list only; not empty
 	id      string // kid; empty when the key has none
+	epoch   uint64 // of the set that it was found in
 }
 
 // keySet is the keys of one issuer at one time. It is never changed, only replaced.
 type keySet struct {
 	keys    []key
 	staleAt time.Time // from when on these keys serve no more
+	epoch   uint64    // counts the sets that differed: what was shown in one epoch holds for every set of it
+}
+
+// follow makes s the set after last, in the same epoch if nothing of its keys has changed.
+func (s *keySet) follow(last *keySet) {
+	if last == nil {
+		return
+	}
+	s.epoch = last.epoch
+	if !slices.EqualFunc(s.keys, last.keys, same) {
+		s.epoch++
+	}
+}
+
+// same reports whether two keys verify the same tokens.
+func same(a, b key) bool {
+	return a.id == b.id && a.Thumbprint == b.Thumbprint && slices.Equal(a.Algorithms, b.Algorithms)
 }
 
 // find returns the only key that can be meant by a token's kid and alg.
@@ -42,6 +60,7 @@ func (s *keySet) find(id string, hasID bool, algorithm string) (key, *Error) {
 	}
 	switch {
 	case len(found) == 1:
+		found[0].epoch = s.epoch
 		return found[0], nil
 	case len(found) > 1:
 		return key{}, refuse(codeAmbiguous, "%d keys could be meant", len(found))
@@ -60,6 +79,11 @@ func (s *keySet) find(id string, hasID bool, algorithm string) (key, *Error) {
 // have published others, and a verifier that is led to use it would take the
 // public for the secret.
 func readKeys(document []byte, algorithms []string) (keys []key, rejected []error, err error) {
+	return readKeysOf(KindOAuth, document, algorithms)
+}
+
+// readKeysOf is readKeys for a kind of issuer.
+func readKeysOf(kind string, document []byte, algorithms []string) (keys []key, rejected []error, err error) {
 	object, err := jws.Object(document)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read key set: %w", err)
@@ -75,6 +99,9 @@ func readKeys(document []byte, algorithms []string) (keys []key, rejected []erro
 		object, _ := member.(map[string]any)
 		if object["kty"] == "oct" || object["k"] != nil {
 			return nil, nil, fmt.Errorf("read key set: key %d is a symmetric key, which is no secret here", i)
+		}
+		if kind == KindSPIFFE {
+			object = svidKey(object)
 		}
 		k, err := readKey(object, algorithms)
 		if err != nil {

@@ -50,7 +50,7 @@ func NewKeySet(name string, keys Keys, o Options) (*KeySet, error) {
 		o.MaxStale = publishedStale
 	}
 	s := &source{
-		issuer: name, algorithms: who.Algorithms, fetch: fetchFrom(name, keys, fetcher(o.Guard, []Issuer{who})),
+		issuer: name, algorithms: who.Algorithms, fetch: fetchFrom(name, keys, guardOf(o.Guard, []Issuer{who})),
 		pace: defaultPace(o), now: o.Now, log: o.Logger, missed: make(chan struct{}, 1), mayBeEmpty: true,
 	}
 	if s.now == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -22,6 +23,9 @@ func Require(v *Verifier, scopes ...string) func(next http.Handler) http.Handler
 				answer(w, err, scopes)
 				return
 			}
+			if v.cache != nil {
+				caller = unshared(caller)
+			}
 			next.ServeHTTP(w, r.WithContext(identity.NewContext(r.Context(), caller)))
 		})
 	}
@@ -33,7 +37,8 @@ func admit(v *Verifier, r *http.Request, scopes []string) (identity.Caller, erro
 	if err != nil {
 		return identity.Caller{}, err
 	}
-	caller, err := v.Verify(r.Context(), token)
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr) // no address is nobody in particular
+	caller, err := v.VerifyFrom(r.Context(), token, peer.Addr(), false)
 	if err != nil {
 		return identity.Caller{}, err
 	}
@@ -48,6 +53,32 @@ func admit(v *Verifier, r *http.Request, scopes []string) (identity.Caller, erro
 	return caller, nil
 }
 
+// unshared is a caller that next may change: what is remembered of a token is that of its other requests too.
+func unshared(c identity.Caller) identity.Caller {
+	c.Scopes = slices.Clone(c.Scopes)
+	c.Claims, _ = copyOf(c.Claims).(map[string]any)
+	return c
+}
+
+// copyOf copies a value of JSON, as package jws makes it.
+func copyOf(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for name, e := range v {
+			out[name] = copyOf(e)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, e := range v {
+			out[i] = copyOf(e)
+		}
+		return out
+	}
+	return v
+}
+
 // answer tells the client the code, and nothing of the detail.
 func answer(w http.ResponseWriter, err error, scopes []string) {
 	var refusal *Error
@@ -58,8 +89,11 @@ func answer(w http.ResponseWriter, err error, scopes []string) {
 	if status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusBadRequest {
 		w.Header().Set("WWW-Authenticate", challengeHeader(refusal, scopes))
 	}
-	if refusal.Code == codeUnavailable {
+	switch refusal.Code {
+	case codeUnavailable, codeIntrospection:
 		w.Header().Set("Retry-After", "5")
+	case codeTooMany:
+		w.Header().Set("Retry-After", "1")
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Type", "application/problem+json")

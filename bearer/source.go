@@ -62,6 +62,7 @@ func early(d time.Duration) time.Duration {
 type source struct {
 	issuer     string
 	algorithms []string
+	kind       string // of the issuer
 	fetch      func(context.Context) (document, error)
 	pace       pace
 	now        func() time.Time
@@ -168,7 +169,7 @@ func (s *source) update(ctx context.Context) (time.Duration, error) {
 	var keys []key
 	var rejected []error
 	if err == nil {
-		keys, rejected, err = readKeys(fetched.data, s.algorithms)
+		keys, rejected, err = readKeysOf(s.kind, fetched.data, s.algorithms)
 	}
 	if s.mayBeEmpty && errors.Is(err, errNoKey) {
 		err = nil
@@ -181,7 +182,9 @@ func (s *source) update(ctx context.Context) (time.Duration, error) {
 	}
 	wait, now := s.pace.interval(fetched.maxAge), s.now()
 	set := &keySet{keys: keys, staleAt: now.Add(wait + s.pace.maxStale)}
-	last := s.current.Swap(set)
+	last := s.current.Load() // only this goroutine replaces it
+	set.follow(last)
+	s.current.Store(set)
 	s.failure.Store(nil)
 	s.report(last, set, rejected)
 	if s.kept != nil {
@@ -202,7 +205,7 @@ func (s *source) restore() {
 	fetched, at, err := s.kept.read()
 	var keys []key
 	if err == nil {
-		keys, _, err = readKeys(fetched.data, s.algorithms)
+		keys, _, err = readKeysOf(s.kind, fetched.data, s.algorithms)
 	}
 	now := s.now()
 	set := &keySet{keys: keys, staleAt: at.Add(s.pace.interval(fetched.maxAge) + s.pace.maxStale)}

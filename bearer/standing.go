@@ -10,10 +10,14 @@ import (
 // What a token was accepted for can end while it is in use, in a stream. These methods are for whoever keeps one open.
 
 // Usable reports whether a key of an issuer, by its kid as identity.Caller.KeyID has it, may verify tokens now. Where
-// another key has taken the place of one with the same kid it says so of the new one; Withdrawn tells of the old.
+// another key has taken the place of one with the same kid it says so of the new one; Withdrawn tells of the old. A caller whose
+// token its issuer was asked about has no key, and none that could be withdrawn.
 func (v *Verifier) Usable(issuer, keyID string) bool {
 	if v == nil || v.authorities[issuer] == nil {
 		return false
+	}
+	if v.authorities[issuer].asks != nil && keyID == "" {
+		return true
 	}
 	set, err := v.authorities[issuer].keys.usable()
 	return err == nil && slices.ContainsFunc(set.keys, func(k key) bool { return k.id == keyID })

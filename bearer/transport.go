@@ -161,7 +161,8 @@ func (r *recipient) verify(ctx context.Context, token Token) ([]string, error) {
 // introspect returns the scopes of a token that the recipient's authorization server vouches for. It is judged anew each
 // time: what is kept is the answer, and not the verdict.
 func (r *recipient) introspect(ctx context.Context, token Token) ([]string, error) {
-	claims, err := r.introspector.Introspect(ctx, token.Reveal())
+	answer, err := r.introspector.Ask(ctx, oauth.Question{Token: token.Reveal()})
+	claims := answer.Claims
 	if errors.Is(err, oauth.ErrInactive) {
 		return nil, refuse(codeInactive, "the authorization server does not vouch for it")
 	}
@@ -231,7 +232,9 @@ func (r Recipient) check() (*oauth.Introspector, error) {
 	if len(r.Audience) == 0 || slices.Contains(r.Audience, "") {
 		return nil, errors.New("no audience, or an empty one: any token would be taken to be for it")
 	}
-	return oauth.NewIntrospector(oauth.Config{Endpoint: r.Introspection, ClientID: r.ClientID, Secret: r.Secret, Roots: r.Roots})
+	return oauth.NewIntrospector(oauth.IntrospectorConfig{
+		Config: oauth.Config{Endpoint: r.Introspection, ClientID: r.ClientID, Secret: r.Secret, Roots: r.Roots}, Keep: oauth.MaxKeep,
+	})
 }
 
 // recipientURL reads an origin.

@@ -13,7 +13,10 @@ import (
 
 var update = flag.Bool("update", false, "write the vectors anew")
 
-const vectorsPath = "../testdata/vectors/tokens.json"
+const (
+	vectorsPath = "../testdata/vectors/tokens.json"
+	kindsPath   = "../testdata/vectors/kinds.json"
+)
 
 // vectors is the file that every verifier of tokens is tested with, in whatever language.
 type vectors struct {
@@ -34,6 +37,9 @@ type vectorIssuer struct {
 	Required    []string        `json:"required"`
 	Only        []string        `json:"only"`
 	ScopeClaim  string          `json:"scope_claim"`
+	Kind        string          `json:"kind,omitempty"`
+	BoundTo     string          `json:"bound_to,omitempty"`
+	TrustDomain string          `json:"trust_domain,omitempty"`
 	JWKS        json.RawMessage `json:"jwks"`
 }
 
@@ -56,18 +62,21 @@ var vectorsReadme = []string{
 	"The private keys were thrown away.",
 }
 
-func TestVectors(t *testing.T) {
+func TestVectors(t *testing.T) { testVectors(t, vectorsPath, makeVectors, 10, 100) }
+
+// testVectors holds a verifier against a file of vectors, of which at least so many are accepted, and so many there.
+func testVectors(t *testing.T, path string, make func() vectors, accepted, all int) {
 	if *update {
 		cryptotest.SetGlobalRandom(t, 1) // the same keys and signatures each time
-		data, err := json.MarshalIndent(makeVectors(), "", "  ")
+		data, err := json.MarshalIndent(make(), "", "  ")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(vectorsPath, append(data, '\n'), 0o644); err != nil {
+		if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	data, err := os.ReadFile(vectorsPath)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,10 +90,11 @@ func TestVectors(t *testing.T) {
 			Issuer: i.Issuer, Audience: i.Audience, Algorithms: i.Algorithms, TokenTypes: i.TokenTypes,
 			MaxLifetime: time.Duration(i.MaxLifetime) * time.Second, Leeway: time.Duration(i.Leeway) * time.Second,
 			Required: i.Required, Only: i.Only, ScopeClaim: i.ScopeClaim, Keys: Keys{File: writeFile(t, string(i.JWKS))},
+			Kind: i.Kind, BoundTo: i.BoundTo, TrustDomain: i.TrustDomain,
 		})
 	}
 	v := mustVerifier(t, Options{Now: func() time.Time { return file.Now }}, issuers...)
-	names, accepted := map[string]bool{}, 0
+	names, good := map[string]bool{}, 0
 	for _, c := range file.Cases {
 		if names[c.Name] {
 			t.Errorf("%s: twice", c.Name)
@@ -94,11 +104,11 @@ func TestVectors(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", c.Name, code, c.Code)
 		}
 		if c.Valid {
-			accepted++
+			good++
 		}
 	}
-	if accepted < 10 || len(file.Cases) < 100 {
-		t.Errorf("%d cases, %d of them accepted: is the file whole?", len(file.Cases), accepted)
+	if good < accepted || len(file.Cases) < all {
+		t.Errorf("%d cases, %d of them accepted: is the file whole?", len(file.Cases), good)
 	}
 }
 

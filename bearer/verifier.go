@@ -2,12 +2,10 @@ package bearer
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/jws"
+	"github.com/sallyport/sallyport/internal/oauth"
 	"github.com/sallyport/sallyport/safedial"
 )
 
@@ -23,18 +22,22 @@ const maxLeeway = 30 * time.Second
 // Verifier turns tokens into callers. Safe for concurrent use. The zero value refuses every token.
 type Verifier struct {
 	authorities map[string]*authority // by iss, byte for byte
+	domains     map[string]*authority // by SPIFFE trust domain
 	now         func() time.Time
 	bound       bool
+	cache       *cache // nil: nothing is remembered
 	cancel      context.CancelFunc
 	fetching    sync.WaitGroup
 	watch       watchers
+	asking      []*authority // that are asked about opaque tokens
 }
 
 // authority is an Issuer with its defaults filled in, and its keys.
 type authority struct {
 	Issuer
 	keys  *source
-	bound bool // cnf is judged by who asks
+	bound bool                // cnf is judged by who asks
+	asks  *oauth.Introspector // nil: nobody is asked about tokens
 }
 
 // NewVerifier checks the issuers and starts fetching keys in the background. It fails on an issuer without
@@ -44,6 +47,9 @@ func NewVerifier(issuers []Issuer, o Options) (*Verifier, error) {
 	if o.Refresh < 0 || o.MaxStale < 0 {
 		return nil, errors.New("build verifier: a negative duration in the options")
 	}
+	if o.Remember < 0 {
+		return nil, errors.New("build verifier: a negative size in the options")
+	}
 	return newVerifier(issuers, o, defaultPace(o))
 }
 
@@ -52,7 +58,7 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 	if len(issuers) == 0 {
 		return nil, errors.New("build verifier: no issuer")
 	}
-	v := &Verifier{authorities: map[string]*authority{}, now: o.Now, bound: o.Bound}
+	v := &Verifier{authorities: map[string]*authority{}, domains: map[string]*authority{}, now: o.Now, bound: o.Bound, cache: newCache(o.Remember)}
 	if v.now == nil {
 		v.now = time.Now
 	}
@@ -60,7 +66,7 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	client := fetcher(o.Guard, issuers)
+	guard := guardOf(o.Guard, issuers)
 
 	var wrong []error
 	for _, issuer := range issuers {
@@ -68,17 +74,39 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 		if _, twice := v.authorities[issuer.Issuer]; err == nil && twice {
 			err = errors.New("the issuer is there twice")
 		}
+		if err == nil && a.Kind == KindSPIFFE {
+			if v.domains[a.TrustDomain] != nil {
+				err = errors.New("its trust domain is another issuer's too")
+			}
+			v.domains[a.TrustDomain] = a
+		}
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("build verifier: issuer %s: %w", brief(issuer.Issuer), err))
 			continue
 		}
 		a.bound = o.Bound
 		a.keys = &source{
-			issuer: issuer.Issuer, algorithms: a.Algorithms, fetch: fetchFrom(issuer.Issuer, issuer.Keys, client),
+			issuer: issuer.Issuer, algorithms: a.Algorithms, kind: a.Kind, fetch: fetchFrom(issuer.Issuer, issuer.Keys, guard),
 			pace: p, now: v.now, log: log, missed: make(chan struct{}, 1), kept: keptIn(o.Keep, issuer),
 			withdrawn: v.watch.tell,
 		}
 		v.authorities[issuer.Issuer] = a
+		if a.Introspection == nil {
+			continue
+		}
+		if err := a.open(o, v.now, log); err != nil {
+			wrong = append(wrong, fmt.Errorf("build verifier: issuer %s: %w", brief(issuer.Issuer), err))
+			continue
+		}
+		v.asking = append(v.asking, a)
+		v.watch.add(func(issuer, _ string) { // a signed answer rests on the key that has gone
+			if issuer == a.Issuer.Issuer {
+				a.asks.Forget()
+			}
+		})
+	}
+	if err := checkOpaque(issuers); err != nil {
+		wrong = append(wrong, err)
 	}
 	if len(wrong) > 0 {
 		return nil, errors.Join(wrong...)
@@ -89,14 +117,15 @@ func newVerifier(issuers []Issuer, o Options, p pace) (*Verifier, error) {
 	return v, nil
 }
 
-// fetcher returns the client that fetches the keys of issuers: through the guard, or without one to the hosts that they name.
-func fetcher(guard *safedial.Guard, issuers []Issuer) *http.Client {
+// guardOf returns the guard through which the keys of issuers are fetched: the given one, or without it one that leads to the
+// hosts that they name.
+func guardOf(guard *safedial.Guard, issuers []Issuer) *safedial.Guard {
 	if guard == nil {
 		// A cluster issues tokens too, and publishes their keys at its API; an issuer may run on the machine around this
 		// container. Neither opens what is private and not an issuer's.
 		guard = &safedial.Guard{Allow: destinations(issuers), Unlock: []string{"kubernetes-api", "node-gateway"}}
 	}
-	return guard.Client()
+	return guard
 }
 
 // start reads the key files, which must be usable now, and fetches the other keys
@@ -105,6 +134,9 @@ func (v *Verifier) start(log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	due := map[*source]time.Time{}
 	for name, a := range v.authorities {
+		if !a.keyed() {
+			continue
+		}
 		if a.Keys.File == "" {
 			if plain(a.Issuer) {
 				log.Warn("keys are fetched without TLS: whoever is on the way decides who is let in", "issuer", name)
@@ -130,45 +162,35 @@ func plain(i Issuer) bool {
 	return strings.HasPrefix(i.Keys.URI, "http://") || i.Keys.Discovery && strings.HasPrefix(i.Issuer, "http://")
 }
 
-// Verify returns the caller that the token proves, or a *Error. It never waits for a key.
+// Verify returns the caller that the token proves, or a *Error. It never waits for a key; for the answer about an opaque token
+// it does (VerifyFrom).
 func (v *Verifier) Verify(ctx context.Context, t Token) (identity.Caller, error) {
-	caller, refusal := v.verify(ctx, t)
-	if refusal != nil {
-		return identity.Caller{}, refusal
-	}
-	return caller, nil
+	return v.VerifyFrom(ctx, t, netip.Addr{}, false)
 }
 
-// verify is the straight line: form, issuer, algorithm, key, signature, claims.
+// verify is the straight line: form, issuer, algorithm, key, signature (or what is remembered of them), then the claims.
 // Nothing is said about the configuration of claims before the signature has
 // shown that an authorization server of ours wrote the token.
 func (v *Verifier) verify(ctx context.Context, t Token) (identity.Caller, *Error) {
 	if t.raw == nil {
 		return identity.Caller{}, refuse(codeMissing, "no token")
 	}
-	token, err := jws.Parse(*t.raw)
-	if err != nil {
-		return identity.Caller{}, malformed(err)
-	}
-	a, refusal := v.authorityOf(token.Payload["iss"])
+	p, remembered, refusal := v.show(ctx, *t.raw)
 	if refusal != nil {
 		return identity.Caller{}, refusal
 	}
-	k, refusal := prove(*t.raw, token, a.Algorithms, a.keys.lookup)
+	now := v.now()
+	caller, refusal := p.judge(now)
 	if refusal != nil {
 		return identity.Caller{}, refusal
 	}
-	caller, refusal := a.judge(token, v.now())
-	if refusal != nil {
-		return identity.Caller{}, refusal
+	if !remembered {
+		v.cache.keep(p, now)
 	}
 	// last, so that a request that has ended is never let in
 	if err := ctx.Err(); err != nil {
 		return identity.Caller{}, &Error{Code: codeCanceled, Err: err}
 	}
-	caller.KeyID = k.id
-	digest := sha256.Sum256(token.SigningInput) // which has one spelling, unlike a signature
-	caller.Digest = base64.RawURLEncoding.EncodeToString(digest[:])
 	return caller, nil
 }
 
@@ -185,7 +207,7 @@ func (v *Verifier) Authentic(t Token) (issuer, keyID, typ string, claims map[str
 	if err != nil {
 		return "", "", "", nil, malformed(err)
 	}
-	a, refusal := v.authorityOf(token.Payload["iss"])
+	a, refusal := v.issuerNamed(token.Payload["iss"])
 	if refusal != nil {
 		return "", "", "", nil, refusal
 	}
@@ -220,9 +242,22 @@ func malformed(err error) *Error {
 	return &Error{Code: jws.CodeNotCompact, Err: err}
 }
 
-// authorityOf finds the issuer that a token claims to be of. The claim has not been
+// authorityOf finds the issuer that a token claims to be of: by iss, or, where there is none, by the trust domain of a SPIFFE
+// ID in sub, since a JWT-SVID need not have one. The claim has not been
 // verified: it only says whose keys must now show it to be true.
-func (v *Verifier) authorityOf(iss any) (*authority, *Error) {
+func (v *Verifier) authorityOf(claims map[string]any) (*authority, *Error) {
+	iss, there := claims["iss"]
+	if !there && v != nil {
+		domain, _ := readSPIFFE(claims["sub"])
+		if a := v.domains[domain]; a != nil {
+			return a, nil
+		}
+	}
+	return v.issuerNamed(iss)
+}
+
+// issuerNamed finds an issuer by what a token has as iss.
+func (v *Verifier) issuerNamed(iss any) (*authority, *Error) {
 	name, ok := iss.(string)
 	if !ok {
 		return nil, refuse(codeIssuer, "no iss that is a string")
@@ -233,14 +268,14 @@ func (v *Verifier) authorityOf(iss any) (*authority, *Error) {
 	return v.authorities[name], nil
 }
 
-// Ready returns nil once every issuer has usable keys, else which has none and why.
+// Ready returns nil once every issuer that has keys has usable ones, else which has none and why.
 func (v *Verifier) Ready() error {
 	if v == nil || len(v.authorities) == 0 {
 		return errors.New("no issuer")
 	}
 	var missing []error
 	for name, a := range v.authorities {
-		if _, err := a.keys.usable(); err != nil {
+		if _, err := a.keys.usable(); err != nil && a.keyed() {
 			missing = append(missing, fmt.Errorf("issuer %s: %w", brief(name), err))
 		}
 	}
@@ -256,4 +291,7 @@ func (v *Verifier) Close() {
 	}
 	v.cancel()
 	v.fetching.Wait()
+	for _, a := range v.asking {
+		a.asks.Close()
+	}
 }

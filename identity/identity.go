@@ -34,7 +34,7 @@
 //	rctx      object   what the first sallyport learnt from the token; the same on every hop:
 //	  iss        string   the token's issuer
 //	  jti        string   the token's id, or if it has none
-//	  digest     string   base64url of the SHA-256 of its signing input
+//	  digest     string   base64url of the SHA-256 of its signing input, or of all of an opaque one
 //	  client_id  string   the token's client; absent if it has none
 //	  sid        string   the token's session; absent if it has none
 //	  iat        integer  when it was issued; absent if it does not say
@@ -83,15 +83,15 @@ const (
 )
 
 // Caller is who a verified token proved: the answer to "who calls", never to
-// "may they". The zero value is nobody.
+// "may they". The zero value is nobody. Callers of one token may share Scopes and Claims: whoever changes them copies them first.
 type Caller struct {
 	Issuer   string         // the token's iss, byte for byte
 	Subject  string         // sub; may be empty for a client acting for itself, and is the client then in an assertion
 	Client   string         // client_id, else azp
 	Scopes   []string       // elements of the scope claim, in its order
 	TokenID  string         // jti; empty when the token has none
-	Digest   string         // base64url of the SHA-256 of the token's signing input, which names it where it has no jti; from an assertion only there
-	KeyID    string         // kid of the key that verified it: the issuer's, or sallyport's for an assertion
+	Digest   string         // base64url of the SHA-256 of the token's signing input, or of all of an opaque one, which names it where it has no jti; from an assertion only there
+	KeyID    string         // kid of the key that verified it: the issuer's, or sallyport's for an assertion; empty when the issuer was asked about it
 	IssuedAt time.Time      // when the token was issued; zero when it has no iat
 	Expires  time.Time      // never zero for a verified caller; of an assertion, when that ends
 	Claims   map[string]any // every claim: string, bool, int64, float64, nil, []any, map[string]any; from an assertion those passed on, and sid

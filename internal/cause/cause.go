@@ -28,6 +28,7 @@
 package cause
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
@@ -63,6 +64,9 @@ type Request struct {
 	Token  bearer.Token     // that proved the caller; zero if none did
 	Source netip.Addr       // the client
 	Began  time.Time
+
+	Continues string // the trace id of somebody trusted that this request goes on with; empty: it has one of its own
+	Sampled   bool   // spans of it are sent
 }
 
 // Flight is the requests in flight and in their tail. Safe for concurrent use.
@@ -98,6 +102,7 @@ type Entry struct {
 	Request
 	Capability string // unguessable; who presents it acts for this request
 	Trace      string // the trace id that the service is given, 32 hex digits
+	Own        string // 32 hex digits that no other request has; Trace, where it continues none
 	flight     *Flight
 	class      *Class
 
@@ -107,6 +112,7 @@ type Entry struct {
 	answered     bool
 	over         bool
 	watched      bool
+	ambiguous    bool // others in flight, or in their tail, had the same trace id when it began
 }
 
 // list is a queue of entries.
@@ -132,6 +138,7 @@ func (f *Flight) Begin(r Request) *Entry {
 	emptied := f.prune(now) && f.size == 0
 	f.name(e)
 	fresh := f.join(e)
+	e.ambiguous = f.byTrace[e.Trace] != nil
 	f.byCapability[e.Capability], f.byTrace[e.Trace] = e, e
 	if e.older = f.newest; e.older != nil {
 		e.older.newer = e
@@ -162,7 +169,8 @@ func (f *Flight) name(e *Entry) {
 	hex.Encode(text[:], drawn)
 	clear(drawn)
 	both := string(text[:])
-	e.Capability, e.Trace = both[:2*nameBytes], both[2*nameBytes:]
+	e.Capability, e.Own = both[:2*nameBytes], both[2*nameBytes:]
+	e.Trace = cmp.Or(e.Continues, e.Own)
 }
 
 // Done says that the request has its answer. Its tail begins.
@@ -230,7 +238,9 @@ func (f *Flight) drop(l *list) bool {
 	e.next = nil
 	l.size--
 	delete(f.byCapability, e.Capability)
-	delete(f.byTrace, e.Trace)
+	if f.byTrace[e.Trace] == e {
+		delete(f.byTrace, e.Trace)
+	}
 	if e.newer == nil {
 		f.newest = e.older
 	} else {
@@ -292,8 +302,14 @@ func (f *Flight) ByCapability(capability string) (*Entry, bool) {
 }
 
 // ByTrace finds the request whose trace id this is, as ByCapability does. A trace id is no secret of the service's: it
-// proves nothing.
-func (f *Flight) ByTrace(trace string) (*Entry, bool) { return f.find(f.byTrace, trace) }
+// proves nothing. Where several requests go on with one trace, it names none of them.
+func (f *Flight) ByTrace(trace string) (*Entry, bool) {
+	e, ok := f.find(f.byTrace, trace)
+	if !ok || e.ambiguous {
+		return nil, false
+	}
+	return e, true
+}
 
 func (f *Flight) find(m map[string]*Entry, name string) (*Entry, bool) {
 	now := time.Now()

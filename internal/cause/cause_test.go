@@ -35,7 +35,7 @@ func TestCapabilityEndsWithItsTail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewFlight()
 		e := f.Begin(request("1", "r", "t"))
-		if len(e.Capability) != 32 || len(e.Trace) != 32 || e.Capability == e.Trace {
+		if e.Own != e.Trace || len(e.Capability) != 32 || len(e.Trace) != 32 || e.Capability == e.Trace {
 			t.Fatalf("capability %q, trace %q", e.Capability, e.Trace)
 		}
 		time.Sleep(time.Hour)
@@ -481,4 +481,44 @@ func TestOneByAHop(t *testing.T) {
 		a.Done()
 		b.Done()
 	}
+}
+
+// A trace that somebody else began may have several requests at once: its id then names none of them, and the one that is left
+// neither, since who said it may have meant another.
+func TestContinuedTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFlight()
+		const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+		begin := func(id string) *Entry {
+			r := request(id, "r", "t")
+			r.Continues = trace
+			return f.Begin(r)
+		}
+		a := begin("1")
+		if e, ok := f.ByTrace(trace); !ok || e != a || a.Trace != trace || a.Own == trace || len(a.Own) != 32 {
+			t.Errorf("one alone: %v %+v", ok, a)
+		}
+		b := begin("2")
+		if _, ok := f.ByTrace(trace); ok {
+			t.Error("one of two is named")
+		}
+		a.Done()
+		time.Sleep(2 * Tail)
+		if _, ok := f.ByTrace(trace); ok {
+			t.Error("the one that is left is named")
+		}
+		b.Done()
+		time.Sleep(2 * Tail)
+		synctest.Wait()
+		c := begin("3")
+		if e, ok := f.ByTrace(trace); !ok || e != c {
+			t.Error("one alone is not named any more")
+		}
+		c.Done()
+		time.Sleep(2 * Tail)
+		synctest.Wait()
+		if len(f.byTrace) != 0 {
+			t.Errorf("left: %v", f.byTrace)
+		}
+	})
 }

@@ -10,7 +10,7 @@ import (
 
 // Lost is why a request lost its standing: the cause of the end of Standing.
 type Lost struct {
-	Code   string // "revoked", "expired", "key_withdrawn", "route_removed"
+	Code   string // "revoked", "expired", "key_withdrawn", "token_inactive", "route_removed"
 	Reason string // for the operator
 }
 

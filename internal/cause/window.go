@@ -55,6 +55,7 @@ func (f *Flight) join(e *Entry) (fresh bool) {
 	// A digest names what was signed, and a token has a signature beside it.
 	if c != nil && c.lost.Load() == nil && slices.Equal(c.Scopes(), scopesOf(&e.Request)) && c.Token.Reveal() == e.Token.Reveal() {
 		e.class = c
+		e.Token = c.Token // the same: its tail then keeps one copy, and not one of each request's
 		if c.members++; c.members == 1 {
 			f.live++
 			return true

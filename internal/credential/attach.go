@@ -127,7 +127,7 @@ func (s *Source) form(grant string) url.Values {
 }
 
 func (s *Source) file() (Header, *Error) {
-	content, err := s.secret.read()
+	content, err := s.secret()
 	if err != nil {
 		return Header{}, &Error{Code: CodeUnavailable, Detail: "secret file", Err: err}
 	}

@@ -171,8 +171,8 @@ type Source struct {
 	config Config
 	now    func() time.Time
 	sign   func(Cause, string, []string) (string, error)
-	secret *secretFile // File
-	tokens *tokens     // Exchange and Service
+	secret func() (*content, error) // File
+	tokens *tokens                  // Exchange and Service
 }
 
 // New checks the configuration; a secret that cannot be read now is an error. It dials nothing. The caller must Close the
@@ -193,19 +193,19 @@ func New(c Config, o Options) (*Source, error) {
 			}
 		}
 		s.config.Header = textproto.CanonicalMIMEHeaderKey(s.config.Header)
-		s.secret = &secretFile{path: c.Path}
-		if _, err := s.secret.read(); c.Path != "" && err != nil {
+		s.secret = secretFile(c.Path)
+		if _, err := s.secret(); c.Path != "" && err != nil {
 			wrong = append(wrong, err)
 		}
 	case Exchange, Service:
-		secret := &secretFile{path: c.ClientSecretFile}
-		if _, err := secret.read(); c.ClientSecretFile != "" && err != nil {
+		secret := secretFile(c.ClientSecretFile)
+		if _, err := secret(); c.ClientSecretFile != "" && err != nil {
 			wrong = append(wrong, err)
 		}
 		client, err := oauth.New(oauth.Config{
 			Endpoint: c.TokenEndpoint, ClientID: c.ClientID, Guard: o.Guard, Roots: o.Roots, Now: o.Now,
 			Secret: func() (string, error) {
-				content, err := secret.read()
+				content, err := secret()
 				if err != nil {
 					return "", err
 				}

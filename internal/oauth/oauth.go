@@ -1,6 +1,9 @@
 // Package oauth posts forms to an endpoint of an authorization server (token endpoint, introspection) and reads its answers
 // strictly.
 //
+// A client proves itself by a secret (client_secret_basic), by a key (private_key_jwt, RFC 7523), or by a certificate
+// (tls_client_auth, RFC 8705); their files are read again when they change.
+//
 // The endpoint is dialled through safedial, the host that is named and no other; redirects are not followed. It is https, or
 // http on this machine. An answer is one JSON object of at most 64 KiB, read as strictly as a token, within 5 s.
 //
@@ -15,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"mime"
 	"net"
@@ -24,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/jws"
@@ -40,12 +45,18 @@ const (
 
 // Config is one endpoint and who asks it.
 type Config struct {
-	Endpoint string                 // https, or http on loopback; required
-	ClientID string                 // required
-	Secret   func() (string, error) // the client's, asked before each request; required
-	Guard    *safedial.Guard        // dials; nil allows just the endpoint's host
-	Roots    *x509.CertPool         // nil means the system's
-	Now      func() time.Time       // nil means time.Now
+	Endpoint string // https, or http on loopback; required
+	ClientID string // required
+
+	// How the client proves itself: exactly one, asked before each request.
+	Secret      func() (string, error)
+	Key         func() (Key, error)
+	Certificate func() (*tls.Certificate, error) // only over https
+	Audience    string                           // with Key: of its assertions, the server's name for itself; empty means Endpoint
+
+	Guard *safedial.Guard  // dials; nil allows just the endpoint's host
+	Roots *x509.CertPool   // nil means the system's
+	Now   func() time.Time // nil means time.Now
 }
 
 // Client asks one endpoint. Safe for concurrent use.
@@ -53,6 +64,7 @@ type Client struct {
 	config  Config
 	http    *http.Client
 	turns   chan struct{}
+	shown   atomic.Pointer[tls.Certificate] // the client's, on connections that are open
 	mu      sync.Mutex
 	failed  int       // in a row
 	openAt  time.Time // before that nobody asks
@@ -81,8 +93,13 @@ func New(c Config) (*Client, error) {
 	if c.ClientID == "" {
 		wrong = append(wrong, errors.New("no client id"))
 	}
-	if c.Secret == nil {
-		wrong = append(wrong, errors.New("no client secret"))
+	switch ways := c.ways(); {
+	case ways == 0:
+		wrong = append(wrong, errors.New("no client secret, key or certificate"))
+	case ways > 1:
+		wrong = append(wrong, errors.New("more than one of client secret, key and certificate: which of them proves the client?"))
+	case c.Certificate != nil && err == nil && u.Scheme != "https":
+		wrong = append(wrong, errors.New("the endpoint is http: no certificate is shown there"))
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return nil, err
@@ -97,9 +114,16 @@ func New(c Config) (*Client, error) {
 	if err := c.Guard.Validate(); err != nil {
 		return nil, fmt.Errorf("endpoint: %w", err)
 	}
+	if c.Audience == "" {
+		c.Audience = c.Endpoint
+	}
+	overTLS := &tls.Config{RootCAs: c.Roots, MinVersion: tls.VersionTLS12}
+	if c.Certificate != nil {
+		overTLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate() }
+	}
 	return &Client{config: c, turns: make(chan struct{}, maxAtOnce), http: &http.Client{
 		Transport: &safedial.Transport{Guard: c.Guard, Base: &http.Transport{
-			TLSClientConfig:        &tls.Config{RootCAs: c.Roots, MinVersion: tls.VersionTLS12},
+			TLSClientConfig:        overTLS,
 			TLSHandshakeTimeout:    timeout,
 			DisableCompression:     true,
 			MaxResponseHeaderBytes: 64 << 10,
@@ -143,21 +167,33 @@ func address(u *url.URL) string {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Post sends a form, as the client, and returns the answer. The error is an *Error.
-func (c *Client) Post(ctx context.Context, form url.Values) (map[string]any, error) {
-	secret, err := c.config.Secret()
+func (c *Client) Post(ctx context.Context, form url.Values) (answer map[string]any, err error) {
+	err = c.post(ctx, form, "application/json", func(response *http.Response) error {
+		answer, _, err = read(response)
+		return err
+	})
+	return answer, err
+}
+
+// post is Post for an answer that take reads.
+func (c *Client) post(ctx context.Context, form url.Values, accept string, take func(*http.Response) error) error {
+	if form = maps.Clone(form); form == nil {
+		form = url.Values{}
+	}
+	secret, err := c.authenticate(form)
 	if err != nil {
-		return nil, &Error{Err: fmt.Errorf("client secret: %w", err)}
+		return &Error{Err: err}
 	}
 	failed, err := c.admit()
 	if err != nil {
-		return nil, &Error{Err: err}
+		return &Error{Err: err}
 	}
 	within, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	answer, err := c.turn(within, form, secret)
+	err = c.turn(within, form, secret, accept, take)
 	refusal, ok := errors.AsType[*Error](err)
 	switch {
-	case err == nil || ok && refusal.Refused != "":
+	case err == nil || ok:
 		c.answered()
 	case ctx.Err() != nil:
 		c.undecided(failed)
@@ -165,9 +201,22 @@ func (c *Client) Post(ctx context.Context, form url.Values) (map[string]any, err
 		c.failure(failed, err)
 	}
 	if err != nil && !ok {
-		err = &Error{Err: fmt.Errorf("ask %s: %w", c.config.Endpoint, err)}
+		return &Error{Err: fmt.Errorf("ask %s: %w", c.config.Endpoint, err)}
 	}
-	return answer, err
+	if ok {
+		return refusal
+	}
+	return nil
+}
+
+// Resting is why the server is left alone now; nil: it is not.
+func (c *Client) Resting() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == 0 {
+		return nil
+	}
+	return c.because
 }
 
 // admit says whether the server may be asked now, and how often in a row it has failed. After a failure one goes first,
@@ -215,28 +264,30 @@ func (c *Client) failure(failed int, err error) {
 }
 
 // turn waits for its turn and asks.
-func (c *Client) turn(ctx context.Context, form url.Values, secret string) (map[string]any, error) {
+func (c *Client) turn(ctx context.Context, form url.Values, secret, accept string, take func(*http.Response) error) error {
 	select {
 	case c.turns <- struct{}{}:
 		defer func() { <-c.turns }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%d requests wait for it: %w", maxAtOnce, ctx.Err())
+		return fmt.Errorf("%d requests wait for it: %w", maxAtOnce, ctx.Err())
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.config.Endpoint, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	request.GetBody = nil // what was sent once is not sent again on another connection
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	request.Header.Set("Accept", "application/json")
-	// RFC 6749, section 2.3.1: both are form-encoded first
-	request.SetBasicAuth(url.QueryEscape(c.config.ClientID), url.QueryEscape(secret))
+	request.Header.Set("Accept", accept)
+	if secret != "" {
+		// RFC 6749, section 2.3.1: both are form-encoded first
+		request.SetBasicAuth(url.QueryEscape(c.config.ClientID), url.QueryEscape(secret))
+	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, withoutURL(err)
+		return withoutURL(err)
 	}
 	defer response.Body.Close()
-	return read(response)
+	return take(response)
 }
 
 // withoutURL takes off what http.Client puts around an error: method and URL, which Post names anyway.
@@ -247,16 +298,38 @@ func withoutURL(err error) error {
 	return err
 }
 
-// read takes the one form of an answer: 200, or a refusal, with a JSON object.
-func read(response *http.Response) (map[string]any, error) {
-	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusBadRequest {
+// read takes the one form of an answer: 200, or a refusal, with a JSON object. It returns how long it was, too.
+func read(response *http.Response) (answer map[string]any, length int, err error) {
+	data, err := readBody(response, "application/json")
+	if err != nil {
+		return nil, 0, err
+	}
+	if answer, err = jws.Object(data); err != nil {
+		return nil, 0, fmt.Errorf("read answer: %w", err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return answer, len(data), nil
+	}
+	return nil, 0, refusedBy(answer)
+}
+
+// readBody reads an answer of one media type; one with status 400 is JSON.
+func readBody(response *http.Response, want string) ([]byte, error) {
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusBadRequest:
+		want = "application/json"
+	case http.StatusRequestEntityTooLarge, http.StatusRequestURITooLong:
+		// what is said of what was asked, and of nobody else's
+		return nil, &Error{Err: fmt.Errorf("status %d", response.StatusCode)}
+	default:
 		return nil, fmt.Errorf("status %d", response.StatusCode)
 	}
 	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return nil, errors.New("the answer is encoded")
 	}
-	if kind, _, err := mime.ParseMediaType(response.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return nil, fmt.Errorf("status %d, and not application/json", response.StatusCode)
+	if kind, _, err := mime.ParseMediaType(response.Header.Get("Content-Type")); err != nil || kind != want {
+		return nil, fmt.Errorf("status %d, and not %s", response.StatusCode, want)
 	}
 	data, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
 	if err != nil {
@@ -265,19 +338,17 @@ func read(response *http.Response) (map[string]any, error) {
 	if len(data) > maxAnswer {
 		return nil, errors.New("the answer is longer than 64 KiB")
 	}
-	answer, err := jws.Object(data)
-	if err != nil {
-		return nil, fmt.Errorf("read answer: %w", err)
-	}
-	if response.StatusCode == http.StatusOK {
-		return answer, nil
-	}
+	return data, nil
+}
+
+// refusedBy says what a refusal is about.
+func refusedBy(answer map[string]any) error {
 	code, _ := answer["error"].(string)
-	if slices.Contains([]string{"invalid_request", "invalid_grant", "invalid_scope", "invalid_target", "access_denied"}, code) {
-		return nil, &Error{Refused: code}
+	if slices.Contains([]string{"invalid_request", "invalid_grant", "invalid_scope", "invalid_target", "access_denied", "invalid_token", "unsupported_token_type"}, code) {
+		return &Error{Refused: code}
 	}
 	// the others say that this client is not what the server takes it for, whatever it asks
-	return nil, fmt.Errorf("status 400 with error %s", name(code))
+	return fmt.Errorf("status 400 with error %s", name(code))
 }
 
 // name is a code that somebody else wrote, for an operator's eyes.

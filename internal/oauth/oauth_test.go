@@ -1,7 +1,6 @@
 package oauth
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -135,111 +133,6 @@ func TestPause(t *testing.T) {
 	if failed, err := c.admit(); err != nil || failed != 0 {
 		t.Errorf("after an answer: %d, %v", failed, err)
 	}
-}
-
-func TestIntrospectorKeepsBounds(t *testing.T) {
-	now := time.Unix(1_800_000_000, 0)
-	var asked atomic.Int32
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		w.Header().Set("Content-Type", "application/json")
-		switch token := r.PostFormValue("token"); {
-		case strings.HasPrefix(token, "bad"):
-			_, _ = w.Write([]byte(`{"active":false,"scope":"x"}`))
-		case strings.HasPrefix(token, "short"):
-			fmt.Fprintf(w, `{"active":true,"exp":%d}`, now.Unix()+10)
-		default:
-			_, _ = w.Write([]byte(`{"active":true}`))
-		}
-	}))
-	t.Cleanup(server.Close)
-	c := configOf(server.URL)
-	c.Now = func() time.Time { return now }
-	i, err := NewIntrospector(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(i.Close)
-	ask := func(token string) bool {
-		claims, err := i.Introspect(t.Context(), token)
-		if err != nil && !errors.Is(err, ErrInactive) || (err == nil) != (claims != nil) {
-			t.Fatalf("%v, %v", claims, err)
-		}
-		return err == nil
-	}
-	steps := func(token string, want bool, life time.Duration) {
-		t.Helper()
-		before := asked.Load()
-		for _, after := range []time.Duration{0, life - time.Second} {
-			now = now.Add(after)
-			if ask(token) != want {
-				t.Errorf("%s: not %v", token, want)
-			}
-		}
-		if n := asked.Load() - before; n != 1 {
-			t.Errorf("%s: asked %d times within %s", token, n, life)
-		}
-		now = now.Add(time.Second)
-		ask(token)
-		if n := asked.Load() - before; n != 2 {
-			t.Errorf("%s: asked %d times after %s", token, n, life)
-		}
-	}
-	steps("good", true, activeFor)
-	steps("bad", false, inactiveFor)
-	steps("short", true, 10*time.Second)
-
-	ask("good")
-	for n := range maxInactive + 50 {
-		put(i.inactive, maxInactive, [32]byte{byte(n), byte(n >> 8)}, said{nil, now.Add(inactiveFor)}, now)
-	}
-	if len(i.inactive) != maxInactive {
-		t.Errorf("%d that are not active are kept", len(i.inactive))
-	}
-	before := asked.Load()
-	if !ask("good") || asked.Load() != before {
-		t.Error("tokens that are not active have driven out one that is")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := i.Introspect(ctx, "another"); !errors.Is(err, context.Canceled) {
-		t.Errorf("who has gone: %v", err)
-	}
-	if !ask("another") {
-		t.Error("who comes after somebody who has gone is refused")
-	}
-}
-
-// FuzzLives: whatever an answer says, a token lives only where active is true itself, for 30 s at most and not beyond exp.
-func FuzzLives(f *testing.F) {
-	f.Add(`{"active":true,"exp":1800000010}`)
-	f.Add(`{"active":"true"}`)
-	f.Add(`{"active":true,"exp":1e300}`)
-	now := time.Unix(1_800_000_000, 0)
-	f.Fuzz(func(t *testing.T, text string) {
-		response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody}
-		response.Body = readCloser{strings.NewReader(text)}
-		answer, err := read(response)
-		if err != nil {
-			return
-		}
-		until, ok := lives(answer, now)
-		if !ok {
-			return
-		}
-		var plain struct {
-			Active any
-			Exp    *json.Number
-		}
-		if answer["active"] != any(true) || !until.After(now) || until.Sub(now) > activeFor {
-			t.Fatalf("%q lives until %s", text, until)
-		}
-		if err := json.Unmarshal([]byte(text), &plain); err == nil && plain.Exp != nil && answer["exp"] != nil {
-			if exp, err := plain.Exp.Int64(); err == nil && until.Unix() > exp && answer["exp"] == any(exp) {
-				t.Fatalf("%q lives until %s", text, until)
-			}
-		}
-	})
 }
 
 type readCloser struct{ *strings.Reader }

@@ -40,6 +40,7 @@ type Issuer struct {
 	extra     []json.RawMessage          // keys that we did not make
 	made      int
 	fetches   map[string]int
+	opaque    opaque
 	status    int // answered in place of everything, when not zero
 }
 
@@ -83,6 +84,8 @@ func (i *Issuer) serve(w http.ResponseWriter, r *http.Request) {
 	case PathJWKS:
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		_, _ = w.Write(i.JWKS())
+	case PathIntrospection:
+		i.introspect(w, r)
 	default:
 		http.NotFound(w, r)
 	}
