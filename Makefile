@@ -18,6 +18,7 @@ SOURCES := $(shell find . \( -name node_modules -o -path ./npm -o -path ./exampl
 FUZZTIME ?= 30s
 BENCH    ?= .
 FORMAT   ?= text
+BENCHFLAGS ?=
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
@@ -26,7 +27,7 @@ say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 help: ## Show this
 	@echo "sallyport: a bearer token should open a route, never the host"; echo
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
-	@echo; echo "  ONCE=1 with demo: check every step and end.  FORMAT=json with lab and bench.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP or BENCH=compare with bench."
+	@echo; echo "  ONCE=1 with demo: check every step and end.  FORMAT=json with lab and bench.  FUZZTIME=$(FUZZTIME) with fuzz.  BENCH=REGEXP, compare or gateways with bench."
 
 build: $(BIN) ## Build build/sallyport, one static binary
 
@@ -86,20 +87,20 @@ npm-test: build $(STAMPS)/npm $(STAMPS)/npm-nest-10 $(STAMPS)/npm-nest-11 $(STAM
 	@cd npm/preload && npm test
 
 # Whatever is built before goes to standard error, and with FORMAT=json all but the one object.
-bench: ## The benchmarks beside the code, and then what stands in doc/performance.md: BENCH=REGEXP picks of the first, BENCH=compare the second
+bench: ## The benchmarks beside the code, then what stands in doc/performance.md and doc/benchmarks.md: BENCH=REGEXP picks of the first, BENCH=compare those two, BENCH=gateways the last
 	@$(MAKE) bench-ready >&2
-ifneq ($(BENCH),compare)
+ifeq ($(filter compare gateways,$(BENCH)),)
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $$($(GO) list ./... | grep -v /e2e) $(if $(filter json,$(FORMAT)),>&2)
 endif
-ifneq ($(filter . compare,$(BENCH)),)
-	@build/bench -sallyport $(BIN) -format $(FORMAT)
+ifneq ($(filter . compare gateways,$(BENCH)),)
+	@build/bench -sallyport $(BIN) -format $(FORMAT) -page doc/benchmarks.md $(if $(filter gateways,$(BENCH)),-only gateways) $(BENCHFLAGS)
 endif
 
-bench-ready: build $(if $(filter . compare,$(BENCH)),$(STAMPS)/peers $(STAMPS)/examples-nestjs-build)
+bench-ready: build $(if $(filter . compare gateways,$(BENCH)),$(STAMPS)/peers) $(if $(filter . compare,$(BENCH)),$(STAMPS)/examples-nestjs-build)
 	@$(GO) build -o build/bench ./bench
 
 $(STAMPS)/peers: scripts/peers
-	$(call say,the proxies to compare with)
+	$(call say,the proxies and gateways to compare with)
 	@mkdir -p $(STAMPS)
 	@scripts/peers
 	@touch $@

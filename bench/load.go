@@ -227,12 +227,17 @@ func clientHello(name string) []byte {
 	return b[:n]
 }
 
+// serviceAnswer is 200 bytes, and the header that a service of today would send.
+func serviceAnswer() []byte {
+	body := strings.Repeat("x", 200)
+	return []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nCache-Control: no-store\r\nDate: " +
+		time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT") + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
+}
+
 // upstream answers every request with the same 200 bytes.
 func upstream(c net.Conn) {
 	defer c.Close()
-	body := strings.Repeat("x", 200)
-	said := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nCache-Control: no-store\r\nDate: " +
-		time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT") + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
+	said := serviceAnswer()
 	r := bufio.NewReaderSize(c, 4<<10)
 	for last := false; !last; {
 		for {

@@ -2,7 +2,8 @@
 // connection carries, how long Node takes to start, how the egress stands beside other forward proxies, and how fast a
 // revocation travels between replicas.
 //
-// It uses the program as anybody would: it imports nothing of it, but the NATS servers that its tests use too. Whatever is compared is alive at the same time, and is
+// It uses the program as anybody would: it imports nothing of it, but the NATS servers that its tests use too, and the state, to have a million
+// revocations in it before it starts. Whatever is compared is alive at the same time, and is
 // measured in turns of a fraction of a second, so that all see the same machine; what counts is the ratio, or the
 // difference, of the same round. Nothing leaves the machine: all servers are its own, on loopback.
 //
@@ -12,7 +13,7 @@
 // and is no failure; what could not be measured is one.
 //
 // It is also what it starts, by its first argument: probe (the program inside the walls), proxy (a forward proxy that
-// checks nothing) and contained (becomes another program, as in a default container); by its environment it is one of the
+// checks nothing), jwt-proxy (a gateway of a few lines) and contained (becomes another program, as in a default container); by its environment it is one of the
 // NATS servers.
 package main
 
@@ -56,6 +57,8 @@ func dispatch(args []string, out, progress io.Writer) error {
 			return bareProxy(args[1:])
 		case "contained":
 			return contained(args[1:])
+		case "jwt-proxy":
+			return jwtProxy(args[1:])
 		}
 	}
 	o := options{out: out, progress: progress}
@@ -65,11 +68,17 @@ func dispatch(args []string, out, progress io.Writer) error {
 	flags.StringVar(&o.service, "service", "examples/nestjs", "a built NestJS service's `FOLDER`, if it is there")
 	flags.StringVar(&o.preload, "preload", "internal/preload/preload.cjs", "the Node preload's `FILE`")
 	flags.StringVar(&o.format, "format", "text", "text or json")
-	flags.StringVar(&o.only, "only", "", "`NAMES` of tables, with commas between them: "+strings.Join(names(), ", ")+"; empty: all")
+	flags.StringVar(&o.only, "only", "", "`NAMES` of tables, with commas between them: "+strings.Join(names(), ", ")+"; gateways: all that begin so; empty: all")
+	flags.StringVar(&o.peersIn, "peers", "build", "the `FOLDER` of gateways that go install has made")
+	flags.StringVar(&o.engine, "engine", "", "ingress.engine of sallyport among the gateways: `NAMES` with commas between them, a row each, the first has the goals; empty: what it is by itself")
+	flags.StringVar(&o.tokenCache, "token-cache", "", "ingress.token_cache.size of sallyport among the gateways; empty: what it is by itself")
+	flags.StringVar(&o.page, "page", "", "write what was measured of gateways to this `FILE` too, as a page")
+	flags.IntVar(&o.rounds, "rounds", 0, "so many rounds of each table of gateways; 0: as many as each has by itself")
 	flags.BoolVar(&o.brief, "brief", false, "one short round of each, to see that it runs: the figures are worth nothing")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	o.only = expand(o.only)
 	for name := range strings.SplitSeq(o.only, ",") {
 		if o.only != "" && !slices.Contains(names(), name) {
 			return fmt.Errorf("-only: there is no table %q, but %s", name, strings.Join(names(), ", "))
@@ -87,7 +96,9 @@ func dispatch(args []string, out, progress io.Writer) error {
 type options struct {
 	sallyport, smokescreen, service, preload string
 	format, only                             string
+	peersIn, engine, tokenCache, page        string
 	brief                                    bool
+	rounds                                   int
 	out, progress                            io.Writer
 }
 
@@ -113,7 +124,17 @@ func groups() []group {
 		{[]string{"preload", "preload-http", "preload-fetch", "preload-https"}, measurePreload},
 		{[]string{"requests", "tunnels", "tunnel-stream"}, measureEgress},
 		{[]string{"revocation"}, measureRevocation},
+		{gatewayTables(), measureGateways},
 	}
+}
+
+// expand writes out the one name that stands for several.
+func expand(only string) string {
+	if list := strings.Split(only, ","); slices.Contains(list, "gateways") {
+		list = slices.DeleteFunc(list, func(name string) bool { return name == "gateways" })
+		return strings.Join(append(list, gatewayTables()...), ",")
+	}
+	return only
 }
 
 func names() (all []string) {
@@ -147,6 +168,9 @@ func compare(ctx context.Context, o options) (err error) {
 		r.Tables = append(r.Tables, slices.DeleteFunc(tables, func(t *table) bool { return !o.wants(t.Name) })...)
 	}
 	r.Seconds = time.Since(s.began).Round(time.Second).Seconds()
+	if o.page != "" && len(failures) == 0 {
+		failures = append(failures, r.writePage(s))
+	}
 	return errors.Join(append(failures, r.write(o.out, o.format))...)
 }
 
@@ -157,6 +181,7 @@ type site struct {
 	ctx     context.Context
 	dir     string
 	self    string
+	schema  string // of sallyport's configuration, once it was asked for
 	began   time.Time
 	cleanup []func()
 }
@@ -174,7 +199,7 @@ func newSite(ctx context.Context, o options) (s *site, err error) {
 	if err := os.Chmod(s.dir, 0o755); err != nil {
 		return nil, err
 	}
-	for _, p := range []*string{&s.sallyport, &s.smokescreen, &s.service, &s.preload} {
+	for _, p := range []*string{&s.sallyport, &s.smokescreen, &s.service, &s.preload, &s.peersIn} {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return nil, err
 		}
@@ -202,6 +227,9 @@ func (s *site) install(name, from string) (string, error) {
 	}
 	return to, os.WriteFile(to, b, 0o755)
 }
+
+// beside is where a gateway's program is that go install has made.
+func (s *site) beside(name string) string { return filepath.Join(s.peersIn, name) }
 
 // write makes a file, with what stands in it between @ and @ replaced.
 func (s *site) write(name, text string, values ...string) (string, error) {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,10 @@ type peer struct {
 	checks  bool              // it lets out what its allowlist names, and is seen to
 	ours    bool
 	note    string
+	place   string // the name of its folder; empty: made of its name
 
+	command []string
+	folder  string
 	address string
 	cmd     *exec.Cmd
 	log     *os.File
@@ -135,11 +139,14 @@ func tinyproxyUser() string {
 
 // start writes the peer's files, starts it on the first core, and waits until it listens.
 func (p *peer) start(s *site, all unix.CPUSet, values ...string) error {
-	program, err := exec.LookPath(p.program)
+	program, err := findProgram(p.program)
 	if err != nil {
 		return errors.New("not here")
 	}
 	name := strings.NewReplacer("/", "-", ", ", "-").Replace(p.name) + "-proxy"
+	if p.place != "" {
+		name = strings.NewReplacer("/", "-", ", ", "-", " ", "-").Replace(p.place)
+	}
 	folder := filepath.Join(s.dir, name)
 	ports, err := freePorts(3)
 	if err != nil {
@@ -167,16 +174,39 @@ func (p *peer) start(s *site, all unix.CPUSet, values ...string) error {
 		return err
 	}
 	s.later(func() { p.log.Close() })
-	p.cmd = exec.Command(program, args...)
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = folder, p.log, p.log
-	if err := startOnFirst(p.cmd, all); err != nil {
+	p.command = append([]string{program}, args...)
+	p.folder = folder
+	if err := p.launch(all); err != nil {
 		return err
 	}
-	s.later(func() { // nothing is to be saved
-		p.cmd.Process.Kill()
-		p.cmd.Wait()
-	})
+	s.later(p.kill)
 	return p.await()
+}
+
+// launch starts the program, whose files are written, in a group of its own: some are several processes.
+func (p *peer) launch(all unix.CPUSet) error {
+	p.cmd = exec.Command(p.command[0], p.command[1:]...)
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = p.folder, p.log, p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return startOnFirst(p.cmd, all)
+}
+
+// kill ends it, all of its processes: nothing is to be saved.
+func (p *peer) kill() {
+	if p.cmd != nil {
+		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		p.cmd.Wait()
+		p.cmd = nil
+	}
+}
+
+// findProgram looks in PATH, and where servers are that no user starts.
+func findProgram(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil && !strings.Contains(name, "/") {
+		path, err = exec.LookPath(filepath.Join("/usr/sbin", name))
+	}
+	return path, err
 }
 
 func (p *peer) await() error {

@@ -120,6 +120,9 @@ func three(v float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
+// loadBefore is the name of what the kernel says of the minute before.
+const loadBefore = "load before"
+
 // machine says on what it was measured.
 func machine(o options) []fact {
 	var facts []fact
@@ -149,7 +152,7 @@ func machine(o options) []fact {
 	add("tinyproxy", strings.TrimPrefix(firstLine("tinyproxy", "-v"), "tinyproxy "))
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		load, _, _ := strings.Cut(string(b), " ")
-		add("load before", load)
+		add(loadBefore, load)
 	}
 	return facts
 }
