@@ -42,7 +42,6 @@ type admin struct {
 	server   *http.Server
 	draining atomic.Bool
 	busy     chan struct{} // security events that are being taken
-	reloads  *prometheus.CounterVec
 	revoked  *prometheus.CounterVec
 	event    *prometheus.CounterVec
 
@@ -60,14 +59,13 @@ func newAdmin(g *gate, l net.Listener) *admin {
 		return c
 	}
 	a := &admin{gate: g, listener: l, busy: make(chan struct{}, maxEvents),
-		reloads: counter("sallyport_reloads_total", "Reloads of the configuration asked of the admin listener, by result."),
 		revoked: counter("sallyport_admin_revocations_total", "Revocations asked of the admin listener, by result."),
 		event:   counter("sallyport_security_events_total", "Security event tokens pushed to the admin listener, by result."),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{'.'}) })
 	mux.HandleFunc("GET /readyz", a.ready)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(g.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g.registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /.well-known/jwks.json", a.jwks)
 	mux.HandleFunc("POST /reload", a.reload)
 	mux.HandleFunc("GET /revocations", a.listRevocations)
@@ -134,18 +132,20 @@ func (a *admin) jwks(w http.ResponseWriter, _ *http.Request) {
 
 func (a *admin) reload(w http.ResponseWriter, r *http.Request) {
 	if err := mayChange(r); err != nil {
-		a.reloads.WithLabelValues("refused").Inc()
+		a.gate.reloads.total.WithLabelValues(byAdmin, "refused").Inc()
 		problem(w, http.StatusForbidden, "forbidden", err.Error())
 		return
 	}
-	if err := a.gate.reload(r.Context()); err != nil {
-		a.reloads.WithLabelValues("failed").Inc()
-		a.gate.log.Error("reload", "error", err)
-		problem(w, http.StatusUnprocessableEntity, "reload_failed", err.Error())
+	err := a.gate.reload(r.Context(), byAdmin)
+	if err == nil {
+		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	a.reloads.WithLabelValues("done").Inc()
-	w.WriteHeader(http.StatusNoContent)
+	p := problemOf(http.StatusUnprocessableEntity, "reload_failed", err.Error())
+	if errs, ok := errors.AsType[config.Errors](err); ok {
+		p["errors"] = errs // each with file, line and column
+	}
+	writeProblem(w, http.StatusUnprocessableEntity, p)
 }
 
 // mayChange lets a peer change something if the kernel vouches for it: it must have come by the unix socket, which
@@ -230,7 +230,15 @@ func descends(pid, ancestor int) (bool, error) {
 
 // problem answers with an RFC 9457 body.
 func problem(w http.ResponseWriter, status int, code, detail string) {
+	writeProblem(w, status, problemOf(status, code, detail))
+}
+
+func problemOf(status int, code, detail string) map[string]any {
+	return map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "code": code, "detail": detail}
+}
+
+func writeProblem(w http.ResponseWriter, status int, p map[string]any) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "code": code, "detail": detail})
+	_ = json.NewEncoder(w).Encode(p)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,13 +19,17 @@ import (
 
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/identity"
+	"github.com/sallyport/sallyport/internal/access"
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/egress"
+	"github.com/sallyport/sallyport/internal/extauthz"
+	"github.com/sallyport/sallyport/internal/forwardauth"
 	"github.com/sallyport/sallyport/internal/ingress"
 	"github.com/sallyport/sallyport/internal/keys"
 	"github.com/sallyport/sallyport/internal/state"
+	"github.com/sallyport/sallyport/internal/trace"
 	"github.com/sallyport/sallyport/internal/watch"
 )
 
@@ -56,21 +59,29 @@ type gate struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	audit    *audit.Log
+	access   *access.Log   // nil: there is none
+	tracer   *trace.Tracer // nil: nothing is traced
 	state    state.Store
 	ring     *keys.Ring // signs assertions and the audit log's checkpoints
 	watcher  *watch.Watcher
 	unwatch  func() // nil until it watches
 	flight   *cause.Flight
 	gateway  *ingress.Gateway
+	forward  *forwardauth.Server // nil where no proxy asks over HTTP
+	envoy    *extauthz.Server    // nil where Envoy does not ask
 	behind   *egress.Proxy
 	doors    doors
 	service  *service // nil where somebody else runs it
+	asked    *questions
 
+	reloads   *reloads
 	reloading sync.Mutex // one reload at a time
 	mu        sync.Mutex // guards what a reload replaces
 	file      *config.File
 	verifier  *bearer.Verifier
 	hops      []ingress.Hop // whose keys are followed
+
+	remembered remembered
 
 	signer atomic.Pointer[identity.Signer] // of the assertion; nil where none is made
 }
@@ -95,6 +106,12 @@ func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 	if g.audit, err = audit.Open(book, log); err != nil {
 		return nil, withHint(err, "audit.file must be writable by the user that sallyport becomes (sandbox.user); nothing runs without the audit log")
 	}
+	if err := g.openAccess(f, log); err != nil {
+		return nil, err
+	}
+	if err := g.openTracer(f, log); err != nil {
+		return nil, err
+	}
 	if g.state, err = openState(f.State, log, g.registry); err != nil {
 		return nil, err
 	}
@@ -102,37 +119,54 @@ func assemble(f *config.File, log *slog.Logger, d doors) (g *gate, err error) {
 		return nil, err
 	}
 	measureRing(g.registry, g.ring)
+	g.reloads = newReloads(g.registry, f, log)
 	g.unwatch = g.watch()
+	g.asked = newQuestions(g.registry, begun.asking)
 	rules, err := g.rules(f)
 	if err != nil {
 		return nil, err
 	}
 	g.verifier, g.hops = rules.Verifier, rules.Hops
+	g.remembered.follow(g.verifier)
+	g.remembered.measure(g.registry)
 	g.signer.Store(rules.Assert)
 	tlsConfig, err := serverTLS(f.Ingress.TLS, log)
 	if err != nil {
 		return nil, err
 	}
+	measureHealth(g, tlsConfig)
 	g.gateway, err = ingress.New(ingress.Config{
 		Upstream:       f.Ingress.Upstream,
+		AskOnly:        f.Ingress.Upstream == nil,
+		Protocols:      f.Ingress.Protocols,
 		TrustedProxies: f.Ingress.TrustedProxies,
 		TLS:            tlsConfig,
+		SPIFFE:         f.Ingress.SPIFFE,
+		ProxyProtocol:  f.Ingress.ProxyProtocol,
+		Peers:          f.Ingress.Peers,
 		Limits:         f.Ingress.Limits,
 		Rules:          rules,
 		Audit:          g.audit,
 		Flight:         g.flight,
 		State:          g.state,
+		Bus:            busOf(g.state),
 		MaxFeedAge:     f.State.MaxFeedAge,
 		PublicURL:      f.Ingress.PublicURL,
 		NonceSecret:    g.nonceSecret(),
 		Metrics:        g.registry,
+		Access:         g.access,
+		Tracer:         g.tracer,
 		Logger:         log,
 		Realm:          f.Ingress.Realm,
+		Engine:         f.Ingress.Engine,
 
 		ResourceMetadata: f.Ingress.ResourceMetadata,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("build the gate: %w", err)
+	}
+	if err := g.newAsked(f); err != nil {
+		return nil, err
 	}
 	if err := g.newBehind(f, d); err != nil {
 		return nil, err
@@ -156,13 +190,17 @@ func (g *gate) nonceSecret() func() ([]byte, error) {
 
 // rules builds the part of the gate that a reload replaces.
 func (g *gate) rules(f *config.File) (ingress.Rules, error) {
-	v, err := bearer.NewVerifier(f.Ingress.Issuers, bearer.Options{Logger: g.log, Keep: f.Ingress.KeepKeys, Bound: true})
+	v, err := bearer.NewVerifier(f.Ingress.Issuers, bearer.Options{
+		Logger: g.log, Keep: f.Ingress.KeepKeys, Bound: true, Remember: f.Ingress.TokenCache, Introspected: g.asked.count,
+	})
 	if err != nil {
 		return ingress.Rules{}, fmt.Errorf("build the token verifier: %w", err)
 	}
-	r := ingress.Rules{Policy: f.Ingress.Policy, Verifier: v, CORS: f.Ingress.CORS}
+	r := ingress.Rules{
+		Policy: f.Ingress.Policy, Verifier: v, CORS: f.Ingress.CORS, RateLimits: f.Ingress.RateLimits, Metadata: f.Ingress.Metadata,
+	}
 	if a := f.Ingress.Assertion; a != nil {
-		r.AssertHeader = a.Header
+		r.AssertHeader, r.AssertReuse = a.Header, a.Reuse
 		r.Assert = &identity.Signer{
 			Issuer: assertionIssuer(a), Audience: a.Audience, TrustDomain: a.TrustDomain, Lifetime: a.Lifetime, Claims: a.Claims,
 			Key: g.ring.Signing,
@@ -227,97 +265,6 @@ func assertionIssuer(a *config.Assertion) string {
 	return "sallyport"
 }
 
-// reloadPatience is how long a reload waits for the new issuers' keys before it keeps the old rules.
-const reloadPatience = 15 * time.Second
-
-// reload reads the file again and replaces the rules, all or none: on any error the old ones stay.
-func (g *gate) reload(ctx context.Context) error {
-	g.reloading.Lock()
-	defer g.reloading.Unlock()
-	if g.service.learns() {
-		return errors.New("reload: not while a profile is learned: it is about the configuration that it began with")
-	}
-	before := g.configuration()
-	f, err := config.Read(before.Path)
-	if err != nil {
-		return fmt.Errorf("reload: the old configuration stays: %w", err)
-	}
-	if what := fixedDifference(before, f); what != "" {
-		return withHint(fmt.Errorf("reload: the old configuration stays: %s cannot change while running", what), "restart to change it")
-	}
-	r, err := g.rules(f)
-	if err != nil {
-		return fmt.Errorf("reload: the old configuration stays: %w", err)
-	}
-	// The new verifier must hold keys before it judges anybody, or a reload would turn good requests away.
-	if err := waitReady(ctx, r.Verifier, reloadPatience); err != nil {
-		r.Verifier.Close()
-		closeHops(r.Hops)
-		return fmt.Errorf("reload: the old configuration stays: %w", err)
-	}
-	g.awaitHops(ctx, r.Hops, hopPatience)
-	if err := g.swap(r, f, before); err != nil {
-		r.Verifier.Close()
-		closeHops(r.Hops)
-		return fmt.Errorf("reload: the old configuration stays: %w", err)
-	}
-	g.signer.Store(r.Assert)
-	g.mu.Lock()
-	old, oldHops := g.verifier, g.hops
-	g.verifier, g.hops, g.file = r.Verifier, r.Hops, f
-	g.mu.Unlock()
-	old.Close()
-	closeHops(oldHops)
-	g.log.Info("configuration reloaded", "file", f.Path, "routes", len(f.Ingress.Routes), "issuers", len(f.Ingress.Issuers),
-		"destinations", len(f.Egress.Rules.Destinations))
-	return nil
-}
-
-// swap replaces the rules of both gates, or of neither.
-func (g *gate) swap(r ingress.Rules, f, before *config.File) error {
-	if err := g.behind.Swap(f.Egress.Rules); err != nil {
-		return err
-	}
-	if err := g.gateway.Swap(r); err != nil {
-		return errors.Join(err, g.behind.Swap(before.Egress.Rules))
-	}
-	return nil
-}
-
-// fixedDifference names the first setting that differs and that only a restart can change.
-func fixedDifference(a, b *config.File) string {
-	same := func(x, y any) bool { return fmt.Sprintf("%+v", x) == fmt.Sprintf("%+v", y) }
-	for _, d := range []struct {
-		key  string
-		a, b any
-	}{
-		{"ingress.listen", a.Ingress.Listen, b.Ingress.Listen},
-		{"ingress.upstream", a.Ingress.Upstream.String(), b.Ingress.Upstream.String()},
-		{"ingress.tls", deref(a.Ingress.TLS), deref(b.Ingress.TLS)},
-		{"ingress.trusted_proxies", a.Ingress.TrustedProxies, b.Ingress.TrustedProxies},
-		{"ingress.limits", a.Ingress.Limits, b.Ingress.Limits},
-		{"ingress.realm", a.Ingress.Realm, b.Ingress.Realm},
-		{"ingress.resource_metadata", a.Ingress.ResourceMetadata, b.Ingress.ResourceMetadata},
-		{"ingress.public_url", a.Ingress.PublicURL, b.Ingress.PublicURL},
-		{"ingress.keep_keys", a.Ingress.KeepKeys, b.Ingress.KeepKeys},
-		{"ingress.assertion", a.Ingress.Assertion != nil, b.Ingress.Assertion != nil},
-		{"egress.listen", a.Egress.Listen, b.Egress.Listen},
-		{"egress.limits", a.Egress.Limits, b.Egress.Limits},
-		{"audit", a.Audit, b.Audit},
-		{"watch", []any{a.Watch.Rules, a.Watch.Baseline, deref(a.Watch.Webhook)}, []any{b.Watch.Rules, b.Watch.Baseline, deref(b.Watch.Webhook)}},
-		{"state", a.State, b.State},
-		{"keys", a.Keys, b.Keys},
-		{"admin", a.Admin, b.Admin},
-		{"sandbox.preload", a.Preload, b.Preload},
-		{"sandbox", a.Sandbox, b.Sandbox}, // last: it also holds what follows from the others
-	} {
-		if !same(d.a, d.b) {
-			return d.key
-		}
-	}
-	return ""
-}
-
 func deref[T any](p *T) T {
 	if p == nil {
 		var zero T
@@ -330,7 +277,7 @@ func deref[T any](p *T) T {
 func waitReady(ctx context.Context, v interface{ Ready() error }, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) { // keys in a file are there at once
 		err := v.Ready()
 		if err == nil {
 			return nil
@@ -338,7 +285,7 @@ func waitReady(ctx context.Context, v interface{ Ready() error }, patience time.
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -381,6 +328,10 @@ func (g *gate) close() {
 			g.log.Error("close the state", "error", err)
 		}
 	}
+	g.tracer.Close()
+	if err := g.access.Close(); err != nil {
+		g.log.Error("close the access log", "error", err)
+	}
 	if g.audit != nil {
 		if err := g.audit.Close(); err != nil {
 			g.log.Error("close the audit log", "error", err)
@@ -404,6 +355,23 @@ func openState(c state.Config, log *slog.Logger, metrics prometheus.Registerer) 
 	return s, nil
 }
 
+// busOf is how replicas tell each other what they have counted.
+func busOf(s state.Store) state.Bus {
+	bus, _ := s.(state.Bus) // nil: nobody is told
+	return bus
+}
+
+// openAccess opens the access log, where the file names one.
+func (g *gate) openAccess(f *config.File, log *slog.Logger) (err error) {
+	if f.AccessLog.File == "" {
+		return nil
+	}
+	g.access, err = access.Open(f.AccessLog.File, g.registry, func(err error) { log.Error("a part of the access log is lost", "error", err) })
+	return withHint(err, "access_log.file must be writable by the user that sallyport becomes (sandbox.user)")
+}
+
+const readableHint = "PEM; it must be readable by the user that sallyport becomes when it is started as root (sandbox.user, 65532 when unset)"
+
 // serverTLS builds the listener's TLS from the files, which are read again when they change.
 func serverTLS(c *config.TLS, log *slog.Logger) (*tls.Config, error) {
 	if c == nil {
@@ -413,22 +381,18 @@ func serverTLS(c *config.TLS, log *slog.Logger) (*tls.Config, error) {
 		log.Error("read the listener's certificate again: the old one serves", "error", err)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("ingress.tls: %w", err)
+		return nil, withHint(fmt.Errorf("ingress.tls: %w", err), readableHint)
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: get, NextProtos: []string{"http/1.1"}}
 	if c.ClientCertificates == "requested" {
 		t.ClientAuth = tls.RequestClientCert // whose it is, only the token that is bound to it says
 	}
 	if c.ClientCA != "" {
-		pem, err := os.ReadFile(c.ClientCA)
-		if err != nil {
-			return nil, fmt.Errorf("ingress.tls.client_ca: %w", err)
+		if err := ingress.ClientAuthorities(t, c.ClientCA, func(err error) {
+			log.Error("read the authorities of clients again: the old ones stay", "error", err)
+		}); err != nil {
+			return nil, withHint(fmt.Errorf("ingress.tls.client_ca: %w", err), readableHint)
 		}
-		t.ClientCAs = x509.NewCertPool()
-		if !t.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ingress.tls.client_ca: no certificate in %s", c.ClientCA)
-		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	return t, nil
 }

@@ -26,6 +26,7 @@ func (g *gate) newBehind(f *config.File, d doors) error {
 		Audit:   g.audit,
 		Metrics: g.registry,
 		Logger:  g.log,
+		Tracer:  g.tracer,
 		Flight:  g.flight,
 		Sign:    g.sign,
 		Own:     d.own(f.Ingress.Upstream),

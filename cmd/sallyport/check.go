@@ -136,7 +136,11 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 		credential = bearer.NewToken(raw)
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	v, err := bearer.NewVerifier(file.Ingress.Issuers, bearer.Options{Logger: quiet, Bound: true})
+	issuers := file.Ingress.Issuers
+	if token == "" {
+		issuers = unasked(issuers) // nobody is asked about a token that is not there
+	}
+	v, err := bearer.NewVerifier(issuers, bearer.Options{Logger: quiet, Bound: true})
 	if err != nil {
 		return err
 	}
@@ -148,8 +152,11 @@ func explainRequest(c *cobra.Command, t *terminal, f format, file *config.File, 
 	}
 	// What is explained is decided nowhere: the book it would be recorded in is thrown away.
 	gw, err := ingress.New(ingress.Config{
-		Upstream: file.Ingress.Upstream, TrustedProxies: file.Ingress.TrustedProxies, Limits: file.Ingress.Limits,
-		Rules: ingress.Rules{Policy: file.Ingress.Policy, Verifier: v, Assert: (*identity.Signer)(nil), CORS: file.Ingress.CORS},
+		Upstream: file.Ingress.Upstream, AskOnly: file.Ingress.Upstream == nil, TrustedProxies: file.Ingress.TrustedProxies, Limits: file.Ingress.Limits,
+		Rules: ingress.Rules{
+			Policy: file.Ingress.Policy, Verifier: v, Assert: (*identity.Signer)(nil), CORS: file.Ingress.CORS, RateLimits: file.Ingress.RateLimits,
+			Metadata: file.Ingress.Metadata,
+		},
 		Audit: audit.New(io.Discard, audit.Config{}), Logger: quiet, PublicURL: file.Ingress.PublicURL,
 	})
 	if err != nil {

@@ -15,9 +15,12 @@ import (
 
 // doors are the listeners of a gate. They are opened while ports and folders can still be had.
 type doors struct {
-	data   net.Listener // ingress.listen
+	data   net.Listener // ingress.listen; nil where proxies only ask
 	admin  net.Listener // admin.listen; nil where there is none
 	egress net.Listener // egress.listen; nil where there is none
+
+	forwardAuth net.Listener // ingress.forward_auth.listen; nil where there is none
+	extAuthz    net.Listener // ingress.ext_authz.listen; nil where there is none
 
 	program net.Listener // a forward proxy for the program that run starts, alone; nil where there is none
 }
@@ -28,8 +31,21 @@ func openDoors(f *config.File) (d doors, err error) {
 			d.close()
 		}
 	}()
-	if d.data, err = listen(f.Ingress.Listen, 0o666); err != nil {
-		return d, err
+	if f.Ingress.Listen != "" {
+		if d.data, err = listen(f.Ingress.Listen, 0o666); err != nil {
+			return d, err
+		}
+	}
+	// Whoever asks says who the client is: on a socket that is for our group, at most.
+	if a := f.Ingress.ForwardAuth; a != nil {
+		if d.forwardAuth, err = listen(a.Listen, 0o660); err != nil {
+			return d, err
+		}
+	}
+	if a := f.Ingress.ExtAuthz; a != nil {
+		if d.extAuthz, err = listen(a.Listen, 0o660); err != nil {
+			return d, err
+		}
 	}
 	if f.Admin.Listen != "" {
 		if d.admin, err = listen(f.Admin.Listen, 0o600); err != nil {
@@ -46,7 +62,7 @@ func openDoors(f *config.File) (d doors, err error) {
 
 // close is for doors that nobody came to serve: whoever serves a listener closes it.
 func (d doors) close() {
-	for _, l := range []net.Listener{d.data, d.admin, d.egress, d.program} {
+	for _, l := range []net.Listener{d.data, d.forwardAuth, d.extAuthz, d.admin, d.egress, d.program} {
 		if l != nil {
 			l.Close()
 		}
@@ -85,7 +101,7 @@ func (d doors) proxy() netip.AddrPort {
 // own lists where we, and the service in front of which we stand, can be reached: no destination may lead there.
 func (d doors) own(upstream *url.URL) []netip.AddrPort {
 	var own []netip.AddrPort
-	for _, l := range []net.Listener{d.data, d.admin, d.egress} {
+	for _, l := range []net.Listener{d.data, d.forwardAuth, d.extAuthz, d.admin, d.egress} {
 		if l == nil {
 			continue
 		}
@@ -93,16 +109,34 @@ func (d doors) own(upstream *url.URL) []netip.AddrPort {
 			own = append(own, netip.AddrPortFrom(a.AddrPort().Addr().Unmap().WithZone(""), uint16(a.Port)))
 		}
 	}
+	if upstream == nil {
+		return own
+	}
 	return append(own, placesOf(upstream.Host)...)
 }
 
 // configuredDoors is own for a file whose listeners are not open.
 func configuredDoors(f *config.File) []netip.AddrPort {
-	own := placesOf(f.Ingress.Upstream.Host)
-	for _, l := range []string{f.Ingress.Listen, f.Admin.Listen, f.Egress.Listen} {
+	var own []netip.AddrPort
+	if u := f.Ingress.Upstream; u != nil {
+		own = placesOf(u.Host)
+	}
+	for _, l := range addresses(f) {
 		own = append(own, placesOf(l)...)
 	}
 	return own
+}
+
+// addresses are where all listeners of the file are.
+func addresses(f *config.File) []string {
+	all := []string{f.Ingress.Listen, f.Admin.Listen, f.Egress.Listen}
+	if a := f.Ingress.ForwardAuth; a != nil {
+		all = append(all, a.Listen)
+	}
+	if a := f.Ingress.ExtAuthz; a != nil {
+		all = append(all, a.Listen)
+	}
+	return all
 }
 
 // placesOf reads "host:port" where the host is an address, "localhost" or nothing, which is every address. A unix socket

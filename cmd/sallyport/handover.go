@@ -44,7 +44,12 @@ func handOver(f *config.File) error {
 			return err
 		}
 	}
-	for _, address := range []string{f.Admin.Listen, f.Ingress.Listen, f.Egress.Listen} {
+	if log := f.AccessLog.File; log != "" && log != "-" {
+		if err := h.file(log); err != nil {
+			return err
+		}
+	}
+	for _, address := range addresses(f) {
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {
 			if err := h.give(path); err != nil {
 				return err

@@ -329,7 +329,7 @@ func private(f *config.File, p sandbox.Profile) []string {
 	if t := f.Ingress.TLS; t != nil {
 		list = append(list, t.ClientCA)
 	}
-	for _, address := range []string{f.Ingress.Listen, f.Admin.Listen, f.Egress.Listen} {
+	for _, address := range addresses(f) {
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {
 			list = append(list, path)
 		}

@@ -57,7 +57,8 @@ sandbox.network: ports HTTP_PROXY and its like.
 
 Signals: SIGTERM and SIGINT stop accepting, drain (ingress.limits.drain_timeout)
 and then end the service; a second one ends it at once. SIGHUP opens the audit
-log anew and reloads the configuration. SIGUSR1, SIGUSR2 and SIGWINCH go to the
+log and the access log anew and reloads the configuration, which is reloaded by
+itself when the file changes (reload.watch). SIGUSR1, SIGUSR2 and SIGWINCH go to the
 service. On a terminal the service has the foreground: Ctrl-C reaches it alone,
 and when it ends so does sallyport.
 
@@ -86,6 +87,10 @@ Not for production: nothing that is worth something belongs into such a run.`,
 			f, err := readConfig(t, path)
 			if err != nil {
 				return err
+			}
+			if f.Ingress.Upstream == nil {
+				return withHint(errors.New("run: there is no ingress.upstream: proxies only ask, and nobody forwards to the service"),
+					"write ingress.listen and ingress.upstream: what run starts is reached through its own gate alone; for a service elsewhere there is sallyport serve")
 			}
 			if len(f.Sandbox.Listen) == 0 {
 				return withHint(fmt.Errorf("run: ingress.upstream %s is no address on this machine's loopback", f.Ingress.Upstream),
@@ -216,7 +221,7 @@ func (s *service) wait() {
 // orchestrator should see it fail.
 func (s *service) awaitListening(ctx context.Context, upstream *url.URL, patience time.Duration) {
 	network, address := "tcp", upstream.Host
-	if upstream.Scheme == "unix" {
+	if upstream.Host == "" {
 		network, address = "unix", upstream.Path
 	}
 	began := time.Now()

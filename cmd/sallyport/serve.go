@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -34,8 +35,9 @@ Started as root, sallyport becomes sandbox.user (65532:65532 when unset) before
 it reads a single byte of traffic.
 
 Signals: SIGTERM and SIGINT stop accepting, drain both gates
-(ingress.limits.drain_timeout) and end with 0; SIGHUP opens the audit log anew and
-reloads the configuration.`,
+(ingress.limits.drain_timeout) and end with 0; SIGHUP opens the audit log and the
+access log anew and reloads the configuration, which is reloaded by itself when the
+file changes (reload.watch).`,
 		Example: `  sallyport serve -c sallyport.yaml
   sallyport serve --log-level debug`,
 		Args: exactly(),
@@ -58,6 +60,8 @@ reloads the configuration.`,
 	logLevelFlag(c, &level)
 	return c
 }
+
+const settling = 200 * time.Millisecond
 
 // server is a started gate with its listeners. serve and run share it.
 type server struct {
@@ -120,11 +124,11 @@ func (s *server) open(ctx context.Context) error {
 	ctx, s.closeGate = context.WithCancel(ctx)
 	s.closeBehind = closeBehind
 	s.gateDone, s.behindDone = make(chan error, 1), make(chan error, 1)
-	go func() { s.gateDone <- s.gateway.Serve(ctx, s.doors.data) }()
+	go func() { s.gateDone <- s.front(ctx) }()
 	go func() { s.behindDone <- s.guard(behindCtx) }()
 	go s.maintain(ctx)
-	s.log.Info("listening", "address", s.doors.data.Addr().String(), "upstream", s.configuration().Ingress.Upstream.String(),
-		"routes", len(s.configuration().Ingress.Routes), "since_start_ms", sinceStart().Milliseconds())
+	s.log.Info("listening", append(s.doors.front(s.configuration().Ingress.Upstream),
+		"routes", len(s.configuration().Ingress.Routes), "since_start_ms", sinceStart().Milliseconds())...)
 	return nil
 }
 
@@ -158,8 +162,15 @@ func (s *server) serve(ctx context.Context) error {
 		s.closeBoth()
 		return fmt.Errorf("record the start: %w", err)
 	}
+	// What reading the configuration took is needed no more: the kernel gets it back, when the first requests have their answers.
+	defer time.AfterFunc(settling, debug.FreeOSMemory).Stop()
 	adminDone := make(chan error, 1)
 	go func() { adminDone <- s.admin.serve(adminCtx) }()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.watchFiles(adminCtx)
+	}()
 
 	var errs []error
 	draining := false
@@ -221,6 +232,7 @@ func (s *server) serve(ctx context.Context) error {
 		errs = append(errs, <-behindDone)
 	}
 	closeAdmin()
+	<-watched
 	if adminDone != nil {
 		errs = append(errs, <-adminDone)
 	}
@@ -232,14 +244,15 @@ func (s *server) hangup(ctx context.Context) {
 	if err := s.audit.Reopen(); err != nil {
 		s.log.Error("reopen the audit log: the old file stays", "error", err)
 	}
-	if err := s.reload(ctx); err != nil {
-		s.log.Error("reload", "error", err)
+	if err := s.gate.access.Reopen(); err != nil {
+		s.log.Error("reopen the access log: the old file stays", "error", err)
 	}
+	_ = s.reload(ctx, bySignal) // it has said why
 }
 
 // recordRun writes into the book when a run begins and ends, and what holds around the service.
 func (s *server) recordRun(what string) error {
-	d := map[string]any{"event": what, "version": readVersion().Version, "config": s.configuration().Path}
+	d := map[string]any{"event": what, "version": readVersion().Version, "config": s.configuration().Path, "config_digest": s.configuration().Digest.String()}
 	if service := s.service; service != nil {
 		d["command"] = service.command
 		if l := service.lesson; l != nil {

@@ -32,13 +32,13 @@ func condition(s string) (problem, hint string) {
 	return "", ""
 }
 
-// upstreamURL admits where a service may be: the gate speaks plain HTTP/1.1 to it, over loopback or a unix socket.
+// upstreamURL admits where a service may be: the gate speaks plain HTTP to it, over loopback or a unix socket.
 func upstreamURL(s string) (problem, hint string) {
 	u, problem, hint := parseURL(s)
 	switch {
 	case problem != "":
 		return problem, hint
-	case u.Scheme == "unix":
+	case onSocket(u):
 		if problem, hint := badPath(u.Path); problem != "" {
 			return problem, hint
 		}

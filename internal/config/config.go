@@ -10,9 +10,8 @@
 // keys at once, stands in the files named decode, beside the code that fills the structures of the services.
 //
 // What is refused, besides what does not fit the tree: whatever YAML has that makes a file mean other than it looks
-// (aliases, anchors, tags, merge keys, directives, a second document), whatever a reader would not see (control
-// characters, marks that turn the direction of text), and keys of a later version, whose protection this one would
-// silently not give. Unset means closed.
+// (aliases, anchors, tags, merge keys, directives, a second document), and whatever a reader would not see (control
+// characters, marks that turn the direction of text). Unset means closed.
 //
 // Limits: a file has at most 1 MiB and is nested at most 12 deep; the first 100 errors are reported. The files that it
 // names are not opened here: whether they exist is for their services to say. Only the links of sandbox.sockets are
@@ -21,6 +20,8 @@ package config
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/netip"
@@ -43,25 +44,43 @@ import (
 // File is a configuration that was read whole and found without error. Relative paths in it have been made
 // absolute: they are relative to the file.
 type File struct {
-	Path     string // where it was read
-	Ingress  Ingress
-	Egress   Egress
-	Sandbox  sandbox.Profile
-	Preload  string // sandbox.preload: "node", "none" or empty
-	Audit    audit.Config
-	State    state.Config
-	Keys     keys.Config
-	Watch    Watch
-	Admin    Admin
+	Path    string // where it was read
+	Ingress Ingress
+	Egress  Egress
+	Sandbox sandbox.Profile
+	Preload string // sandbox.preload: "node", "none" or empty
+	Audit   audit.Config
+	State   state.Config
+	Keys    keys.Config
+	Watch   Watch
+	Admin   Admin
+
+	Reload    Reload
+	Telemetry *Telemetry // nil: no trace is sent
+	AccessLog AccessLog
+
+	Digest   Digest // of the file's bytes
 	Warnings Errors // what is not wrong and yet should be known: a public route that has expired, for example; not nil
 }
+
+// Digest is a SHA-256.
+type Digest [sha256.Size]byte
+
+// String is in hex.
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 
 // Ingress is the gate in front.
 type Ingress struct {
 	Listen           string // "host:port", ":port" or "unix:PATH"
 	TLS              *TLS
-	Upstream         *url.URL
+	Upstream         *url.URL // nil, as Listen is empty, where proxies only ask
+	ForwardAuth      *ForwardAuth
+	ExtAuthz         *ExtAuthz
+	Protocols        []string // of ingress.Config
 	TrustedProxies   []netip.Prefix
+	ProxyProtocol    *ingress.ProxyProtocol // nil: no peer sends a PROXY header
+	SPIFFE           *ingress.SPIFFE        // what a certificate of a client must be, besides what TLS.ClientCA says; nil: nothing
+	Peers            *ingress.Peers         // who may connect to a unix socket; nil: whoever its file lets
 	Issuers          []bearer.Issuer
 	Events           map[string][]string // by issuer, the names under which its security events are taken; an issuer that is not there sends none
 	Routes           []policy.Route
@@ -70,10 +89,14 @@ type Ingress struct {
 	Hops             []Hop
 	CORS             *ingress.CORS
 	Limits           ingress.Limits
+	RateLimits       ingress.RateLimits // besides those of Routes
 	Realm            string
-	PublicURL        string // what clients' URLs begin with; empty: no DPoP proof is accepted
-	ResourceMetadata string // URL (RFC 9728), named in challenges
-	KeepKeys         string // folder for the issuers' last good keys; empty: they are not kept
+	Engine           string            // net/http or http1
+	PublicURL        string            // what clients' URLs begin with; empty: no DPoP proof is accepted
+	ResourceMetadata string            // URL (RFC 9728), named in challenges
+	Metadata         *ingress.Metadata // that the gate tells there itself; nil: it does not
+	TokenCache       int64             // bytes for what is remembered of tokens; 0: nothing is
+	KeepKeys         string            // folder for the issuers' last good keys; empty: they are not kept
 }
 
 // TLS names the files of a listener's certificate. They are read again when they change.
@@ -88,6 +111,7 @@ type Assertion struct {
 	Audience    string
 	TrustDomain string        // empty: the audience
 	Lifetime    time.Duration // 60 s unless written
+	Reuse       time.Duration // 0 unless written
 	Header      string        // "Txn-Token" unless written
 	Claims      []string
 }
@@ -171,6 +195,7 @@ func parse(from source, data []byte, now time.Time) (*File, error) {
 		return nil, r.errs.sorted()
 	}
 	file.Path = cmp.Or(from.path, name)
+	file.Digest = sha256.Sum256(data)
 	file.Warnings = r.warnings.sorted()
 	return file, nil
 }

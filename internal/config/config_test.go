@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -133,6 +134,10 @@ func TestGood(t *testing.T) {
 				t.Errorf("the schema refuses what the parser reads: %v", err)
 			}
 			file.Ingress.Policy = nil // compiled from Routes, which are shown
+			if file.Digest != sha256.Sum256(data) {
+				t.Errorf("the digest is %q", file.Digest)
+			}
+			file.Digest = Digest{}
 			var got bytes.Buffer
 			enc := json.NewEncoder(&got)
 			enc.SetEscapeHTML(false)
@@ -339,6 +344,37 @@ func TestWarnings(t *testing.T) {
 			}
 			if len(f.Ingress.Routes) != 1 || f.Ingress.Routes[0].Public == nil {
 				t.Error("the route is gone: it must be there, and closed")
+			}
+		})
+	}
+}
+
+// TestEngineWarnings: an engine of HTTP/1 that has no HTTP/1 to speak.
+func TestEngineWarnings(t *testing.T) {
+	for _, c := range []struct{ name, with, want string }{
+		{"it speaks", "", ""},
+		{"beside HTTP/2", "  protocols: [http/1.1, h2c]\n", ""},
+		{"no caller does", "  protocols: [h2c]\n", "4:11: ingress.engine: says nothing here: callers do not speak HTTP/1"},
+		{"the service does not", "  protocols: [http/1.1, h2c]\n  upstream: h2c://127.0.0.1:3000\n", "5:11: ingress.engine: says nothing here: to a service"},
+		{"there is no service", "  forward_auth: {listen: 127.0.0.1:9191, dialect: nginx, from: [127.0.0.1/32]}\n", "4:11: ingress.engine: says nothing here: without an upstream"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			data := strings.Replace(string(read(t, "testdata/least.good.yml")), "ingress:\n", "ingress:\n"+c.with+"  engine: http1\n", 1)
+			if strings.Contains(c.with, "upstream") || strings.Contains(c.with, "forward_auth") {
+				data = strings.Replace(data, "  upstream: http://127.0.0.1:3000\n", "", 1)
+			}
+			if strings.Contains(c.with, "forward_auth") {
+				data = strings.Replace(data, "  listen: \":8080\"\n", "", 1)
+			}
+			f, err := parseFixture("x.yml", []byte(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.TrimPrefix(f.Warnings.Error(), "x.yml:"); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+			if f.Ingress.Engine != "http1" {
+				t.Errorf("the engine is %q", f.Ingress.Engine)
 			}
 		})
 	}

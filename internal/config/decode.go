@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/internal/ingress"
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/state"
 )
 
 // decode fills a File from what was read. It runs even where something is wrong, so that errors about two keys at once
@@ -23,6 +25,10 @@ func (r *reader) decode(v *value, now time.Time) *File {
 		State:   r.state(v.get("state")),
 		Watch:   watch(v.get("watch")),
 		Admin:   Admin{Listen: v.get("admin").get("listen").text()},
+
+		Reload:    reload(v.get("reload")),
+		Telemetry: telemetry(v.get("telemetry")),
+		AccessLog: AccessLog{File: v.get("access_log").get("file").text()},
 	}
 	f.Keys = r.keys(v.get("keys"), f.Ingress.Assertion != nil)
 	f.Sandbox = r.sandbox(v.get("sandbox"), f.Ingress.Upstream)
@@ -34,38 +40,43 @@ func (r *reader) decode(v *value, now time.Time) *File {
 
 func (r *reader) ingress(v *value, now time.Time) Ingress {
 	in := Ingress{
-		Listen:   v.get("listen").text(),
-		Upstream: v.get("upstream").url(),
-		Issuers:  r.issuers(v.get("issuers")),
-		CORS:     r.cors(v.get("cors")),
-		Limits:   limits(v.get("limits")),
-		Realm:    v.get("realm").text(),
-		KeepKeys: v.get("keep_keys").text(),
+		Listen:    v.get("listen").text(),
+		Upstream:  v.get("upstream").url(),
+		Protocols: r.protocols(v),
+		Issuers:   r.issuers(v.get("issuers")),
+		CORS:      r.cors(v.get("cors")),
+		Limits:    limits(v.get("limits")),
+		Realm:     v.get("realm").text(),
+		KeepKeys:  v.get("keep_keys").text(),
 
-		PublicURL:        strings.TrimSuffix(v.get("public_url").raw, "/"),
-		ResourceMetadata: v.get("resource_metadata").raw, // as written: clients compare it
+		TokenCache: r.tokenCache(v.get("token_cache")),
+		PublicURL:  strings.TrimSuffix(v.get("public_url").raw, "/"),
 	}
 	if t := v.get("tls"); t.isSet {
 		in.TLS = &TLS{
 			Cert: t.get("cert").text(), Key: t.get("key").text(), ClientCA: t.get("client_ca").text(), ClientCertificates: t.get("client_certificates").text(),
 		}
+		in.SPIFFE = r.spiffe(t.get("spiffe"), t.get("client_ca"))
 		if c := t.get("client_certificates"); c.isSet && t.get("client_ca").isSet {
 			r.fail(c, "remove it: `client_ca` requires a certificate already", "excludes ingress.tls.client_ca")
 		}
 	}
+	in.Engine = r.engine(v, &in)
 	in.Events = events(v.get("issuers"))
-	for _, p := range v.get("trusted_proxies").entries {
-		if p.ok {
-			in.TrustedProxies = append(in.TrustedProxies, p.prefix())
-		}
-	}
+	in.TrustedProxies = prefixes(v.get("trusted_proxies"))
+	r.doors(v, &in)
+	in.RateLimits = r.rateLimits(v.get("rate_limits"), &in)
 	if a := v.get("assertion"); a.isSet {
 		in.Assertion = assertion(a)
+		r.reuse(a.get("reuse"), in.Assertion)
 	}
+	r.entries(v, &in)
 	r.proofs(v, &in)
 	in.Hops = r.hops(v.get("hops"), in.Assertion)
-	in.Routes, in.Policy = r.routes(v.get("routes"), now)
-	if u := in.Upstream; u != nil && u.Scheme == "http" {
+	r.opaque(v.get("issuers"))
+	in.Routes, in.Policy = r.routes(v.get("routes"), now, r.metadata(v, &in))
+	in.tell(v)
+	if u := in.Upstream; u != nil && !onSocket(u) {
 		u.Path = "" // "/" and nothing are the same place
 		if !loopback(u.Hostname()) {
 			r.warn(v.get("upstream"), "`serve` only: `run` confines its program to loopback, and could not reach it there",
@@ -87,6 +98,17 @@ func (r *reader) proofs(v *value, in *Ingress) {
 			r.fail(c, "set ingress.public_url", "without ingress.public_url no DPoP proof is accepted")
 		}
 	}
+}
+
+// prefixes are the entries of a list that are right.
+func prefixes(v *value) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range v.entries {
+		if p.ok {
+			out = append(out, p.prefix())
+		}
+	}
+	return out
 }
 
 func (r *reader) issuers(v *value) []bearer.Issuer {
@@ -112,8 +134,12 @@ func (r *reader) issuers(v *value) []bearer.Issuer {
 			}
 		}
 		is.Keys = issuerKeys(e.get("keys"))
+		r.privateKeys(e.get("keys"))
+		r.kindOf(e, &is)
+		is.Introspection = r.introspection(e)
 		out = append(out, is)
 	}
+	r.trustDomains(v, out)
 	return out
 }
 
@@ -132,7 +158,9 @@ func issuerKeys(v *value) bearer.Keys {
 	if v.is(text) {
 		return bearer.Keys{Discovery: v.text() == "discovery"}
 	}
-	return bearer.Keys{URI: v.get("jwks_uri").raw, File: v.get("jwks_file").text()}
+	return bearer.Keys{
+		URI: v.get("jwks_uri").raw, File: v.get("jwks_file").text(), CAFile: v.get("ca_file").text(), TokenFile: v.get("token_file").text(),
+	}
 }
 
 func assertion(v *value) *Assertion {
@@ -212,13 +240,14 @@ func limits(v *value) ingress.Limits {
 		UpstreamTimeout: v.get("upstream_timeout").duration(),
 		Requests:        int(v.get("requests").number()),
 		Connections:     int(v.get("connections").number()),
+		Streams:         int(v.get("streams").number()),
 		DrainTimeout:    v.get("drain_timeout").duration(),
 	}
 }
 
-// routes decodes the routes and has the policy compile those that could be read: what the policy finds wrong is
+// routes decodes the routes and has the policy compile those that could be read, and our own: what the policy finds wrong is
 // reported at the key that it names.
-func (r *reader) routes(v *value, now time.Time) ([]policy.Route, *policy.Policy) {
+func (r *reader) routes(v *value, now time.Time, own *policy.Route) ([]policy.Route, *policy.Policy) {
 	var routes []policy.Route
 	var from []*value // the value of each route
 	for _, e := range v.entries {
@@ -230,7 +259,11 @@ func (r *reader) routes(v *value, now time.Time) ([]policy.Route, *policy.Policy
 	if len(v.entries) == 0 && v.ok == v.isSet {
 		r.warn(v, "name the ways in: `{name: read-order, match: \"GET /orders/{id}\", scopes: [orders:read]}`", "there is no route: every request is answered 404")
 	}
-	p, err := policy.New(routes)
+	all := routes
+	if own != nil {
+		all = append(slices.Clone(routes), *own)
+	}
+	p, err := policy.New(all)
 	for _, one := range flatten(err) {
 		var re *policy.RouteError
 		if !errors.As(one, &re) || re.Index < 0 || re.Index >= len(from) {
@@ -262,7 +295,11 @@ func (r *reader) route(v *value, now time.Time) policy.Route {
 		Bound:        v.get("sender_constrained").text() == "required",
 		Nonce:        v.get("dpop_nonce").text() == "required",
 		TokenID:      v.get("require_jti").yes(),
+		Rate:         r.rate(v.get("rate_limit")),
 		Unprivileged: v.get("privileged").ok && !v.get("privileged").yes(),
+
+		ACR:    v.get("step_up").get("acr").texts(),
+		MaxAge: v.get("step_up").get("max_age").duration(),
 	}
 	switch {
 	case scopes.is(sequence) && len(scopes.entries) == 0:
@@ -299,6 +336,13 @@ func (r *reader) together(v *value, f *File) {
 			}
 		}
 	}
+	r.apart(v, f)
+	if log := v.get("access_log").get("file"); log.ok && f.AccessLog.File != "-" && f.AccessLog.File == f.Audit.File {
+		r.fail(log, "give it a file of its own", "the same as audit.file: its lines would stand between those that are vouched for")
+	}
+	if shared := v.get("ingress").get("rate_limits").get("shared"); shared.yes() && f.State.Driver != state.NATS {
+		r.warn(shared, "write `state: {driver: nats, url: [...]}` where there are several replicas", "there is nobody to count together with: the state is of this process alone")
+	}
 	r.behind(v, f)
 	r.causes(v.get("egress"), f.Ingress)
 	r.walls(v, f)
@@ -306,7 +350,7 @@ func (r *reader) together(v *value, f *File) {
 
 // addressOf is a URL's host and port, or its socket, as an address is written.
 func addressOf(u *url.URL) string {
-	if u.Scheme == "unix" {
+	if onSocket(u) {
 		return "unix:" + u.Path
 	}
 	return u.Host

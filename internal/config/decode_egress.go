@@ -219,6 +219,11 @@ func (r *reader) behind(v *value, f *File) {
 		}
 	}
 	doors = append(doors, struct{ key, address, why string }{"egress.listen", f.Egress.Listen, ""})
+	closed := doors[:2:2] // to the program
+	for _, d := range f.Ingress.asked() {
+		one := struct{ key, address, why string }{d.key, d.address, ""}
+		doors, closed = append(doors, one), append(closed, one)
+	}
 	for _, e := range v.get("egress").get("destinations").entries {
 		for _, h := range e.get("hosts").entries {
 			for _, d := range doors {
@@ -229,7 +234,7 @@ func (r *reader) behind(v *value, f *File) {
 		}
 	}
 	for _, s := range v.get("sandbox").get("sockets").entries {
-		for _, d := range doors[:2] {
+		for _, d := range closed {
 			if s.ok && d.address == "unix:"+s.text() {
 				r.fail(s, "remove it", "is %s: the program has no business there", d.key)
 			}

@@ -33,7 +33,7 @@ func (r *reader) sandbox(v *value, upstream *url.URL) sandbox.Profile {
 	if u := v.get("user"); u.ok && slices.Contains(strings.Split(p.User, ":"), "0") && !slices.Contains(p.AcceptGaps, "user") {
 		r.fail(u, "for example `65532:65532`; where it cannot be otherwise, `accept_gaps: [user]`", "the program must not run as root")
 	}
-	if n := v.get("network"); n.ok && p.Network == "none" && upstream != nil && upstream.Scheme != "unix" {
+	if n := v.get("network"); n.ok && p.Network == "none" && upstream != nil && !onSocket(upstream) {
 		r.fail(n, "let it listen on a unix socket: `upstream: unix:///run/app/app.sock`", "without internet sockets the program cannot listen on %s", upstream)
 	}
 	needed, known := upstreamListen(upstream)
@@ -72,7 +72,7 @@ func (r *reader) sandbox(v *value, upstream *url.URL) sandbox.Profile {
 func upstreamListen(u *url.URL) (sandbox.Listen, bool) {
 	switch {
 	case u == nil:
-	case u.Scheme == "unix":
+	case onSocket(u):
 		return sandbox.Listen{Unix: u.Path}, true
 	case loopback(u.Hostname()):
 		port, err := strconv.ParseUint(u.Port(), 10, 16)
@@ -152,21 +152,36 @@ func (r *reader) keys(v *value, asserting bool) keys.Config {
 // walls checks that the profile gives the program nothing with which it could undo what the gate does, and closes to it
 // what is the gate's alone wherever that lies. It can write nothing that the gate believes, and nothing that it can execute.
 func (r *reader) walls(v *value, f *File) {
-	ours := private(r.source.path, v, f)
+	alsoBelieved, alsoOurs := operated(f)
+	ours := append(private(r.source.path, v, f), alsoOurs...)
 	for _, p := range ours {
 		f.Sandbox.Deny = append(f.Sandbox.Deny, p.path)
 	}
-	believed := slices.Clone(ours)
+	believed := append(slices.Clone(ours), alsoBelieved...)
 	for _, issuer := range f.Ingress.Issuers {
 		if issuer.Keys.File != "" {
 			believed = append(believed, place{"the keys of issuer " + quote(issuer.Issuer), issuer.Keys.File})
 		}
+		if issuer.Keys.CAFile != "" {
+			believed = append(believed, place{"the roots for the keys of issuer " + quote(issuer.Issuer), issuer.Keys.CAFile})
+		}
+		if in := issuer.Introspection; in != nil {
+			for _, file := range []string{in.CAFile, in.CertFile} {
+				if file != "" {
+					believed = append(believed, place{"what introspection at issuer " + quote(issuer.Issuer) + " rests on", file})
+				}
+			}
+		}
 	}
 	// Whoever can replace a socket receives what is sent there: tokens.
-	for _, socket := range []place{
+	sockets := []place{
 		{"the gate's socket (ingress.listen)", f.Ingress.Listen}, {"the operator's socket (admin.listen)", f.Admin.Listen},
 		{"the socket of the gate behind (egress.listen)", f.Egress.Listen},
-	} {
+	}
+	for _, d := range f.Ingress.asked() {
+		sockets = append(sockets, place{"the socket at which proxies ask (" + d.key + ")", d.address})
+	}
+	for _, socket := range sockets {
 		if path, ok := strings.CutPrefix(socket.path, "unix:"); ok {
 			believed = append(believed, place{socket.what, path})
 		}
@@ -249,6 +264,15 @@ func private(self string, v *value, f *File) []place {
 	for _, p := range watched {
 		if p.path != "" {
 			ours = append(ours, p)
+		}
+	}
+	for _, issuer := range f.Ingress.Issuers {
+		if in := issuer.Introspection; in != nil {
+			for _, path := range []string{in.SecretFile, in.KeyFile, in.CertificateKey} {
+				if path != "" {
+					ours = append(ours, place{"what proves us to issuer " + quote(issuer.Issuer), path})
+				}
+			}
 		}
 	}
 	for _, d := range f.Egress.Rules.Destinations {

@@ -15,6 +15,7 @@ func describeAssertion() key {
 			{name: "trust_domain", kind: text, example: "shop.example.com", check: notBlank,
 				doc: "Its `aud`: what the services that call one another have in common.", unset: "it is the audience, and the service is alone in it"},
 			{name: "lifetime", kind: duration, min: second, max: minute, def: "60s", example: "30s", doc: "How long it is valid, if the token is.", unset: "it is a minute, the most there is"},
+			describeReuse(),
 			{name: "header", kind: text, def: "Txn-Token", example: "Authorization", pattern: `^[A-Za-z0-9][A-Za-z0-9-]*$`, shape: "a header name", check: assertionHeader,
 				doc: "The header that carries it, bare. `Authorization` is for guards that look there: it holds `Bearer ...`, and `Txn-Token` the same.", unset: "it is `Txn-Token`"},
 			{name: "claims", kind: sequence, example: "[tenant]", doc: "Claims of the token that are copied into it, and, but for `scope` and `scp`, into what the gate behind signs for the next service.", unset: "what it says of the token is issuer, id, subject, client, session and scopes only",

@@ -54,19 +54,7 @@ The shortest file that does something:
 - **Text that looks like something else** (%[1]s3000%[1]s, %[1]strue%[1]s) is written in quotes.
 - **Secrets are not written here.** No key takes one, and a variable of %[1]ssandbox.env.set%[1]s that looks like one is an error:
   pass it on from the environment by name, or set the name of a file that holds it.
-
-## Not in this version
-
-These keys belong to later versions. Here they are errors, so that nobody believes to have what is not enforced.
-
-| key | without it |
-|---|---|
 `, "`", read(t, "testdata/least.good.yml"), maxDepth)
-	root.each("", func(path string, k *key) {
-		for _, l := range k.later {
-			fmt.Fprintf(&b, "| `%s` | %s; %s |\n", strings.TrimPrefix(path+"."+l.name, "."), l.doc, l.unset)
-		}
-	})
 	sections(&b, root, "")
 	fmt.Fprintf(&b, "\n## Every key\n\n```yaml\n%s```\n", read(t, "testdata/full.good.yml"))
 	return b.Bytes()

@@ -56,8 +56,12 @@ func FuzzParse(f *testing.F) {
 		if err := schema.Validate(instance(t, node)); err != nil {
 			t.Fatalf("the schema refuses what the parser reads: %v", err)
 		}
-		if len(file.Ingress.Issuers) == 0 || file.Ingress.Listen == "" || file.Ingress.Upstream == nil || file.Ingress.Policy == nil {
-			t.Fatalf("read without what is required: %+v", file.Ingress)
+		in := file.Ingress
+		if len(in.Issuers) == 0 || (in.Listen == "") != (in.Upstream == nil) || in.Listen == "" && len(in.asked()) == 0 || in.Policy == nil {
+			t.Fatalf("read without what is required: %+v", in)
+		}
+		if f := in.ForwardAuth; f != nil && (f.Dialect == "" || len(f.From) == 0 && !strings.HasPrefix(f.Listen, "unix:")) {
+			t.Fatalf("anybody may ask: %+v", f)
 		}
 		for _, i := range file.Ingress.Issuers {
 			if len(i.Audience) == 0 || i.Issuer == "" {

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -125,12 +126,6 @@ func (r *reader) section(v *value, n *yaml.Node) {
 			v.ok = v.ok && f.ok
 			return
 		}
-		for _, l := range v.key.later {
-			if l.name == at.Value {
-				r.fail(name, "remove it; "+l.unset, "not in this version: %s", l.doc)
-				return
-			}
-		}
 		meant := nearest(at.Value, v.key.childNames())
 		unknown, misspelt[meant] = true, true
 		r.fail(name, r.unknownHint(v.key, at.Value, meant), "unknown key")
@@ -140,12 +135,18 @@ func (r *reader) section(v *value, n *yaml.Node) {
 	}
 	for i := range v.key.keys {
 		k := &v.key.keys[i]
-		if k.required && v.fields[k.name] == nil && !misspelt[k.name] {
+		if v.needs(k) && v.fields[k.name] == nil && !misspelt[k.name] {
 			missing := &value{name: join(v.name, k.name), line: v.line, column: v.column}
 			r.fail(missing, k.exampleHint(), "is required")
 			v.ok = false
 		}
 	}
+}
+
+// needs reports whether a section is not whole without a key.
+func (v *value) needs(k *key) bool {
+	written := func(name string) bool { return v.fields[name] != nil }
+	return k.required || len(k.unless) > 0 && !slices.ContainsFunc(k.unless, written)
 }
 
 // either checks that exactly one of the groups of keys that exclude each other is there.
@@ -259,6 +260,8 @@ func (k *key) describe() string {
 		return "a number"
 	case boolean:
 		return "true or false"
+	case fraction:
+		return "a number from 0 to 1"
 	case duration:
 		return "a duration"
 	case size:

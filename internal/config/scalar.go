@@ -67,6 +67,14 @@ func (r *reader) scalar(v *value, n *yaml.Node) {
 		}
 		v.data = n.Value == "true"
 		return
+	case fraction:
+		f, err := strconv.ParseFloat(n.Value, 64)
+		if tag != "!!int" && tag != "!!float" || err != nil || !fractional(n.Value) || f > 1 {
+			r.fail(v, "for one in a hundred write `0.01`", "must be a decimal number from 0 to 1")
+			return
+		}
+		v.data = f
+		return
 	}
 	_, number := digits(n.Value)
 	if tag != "!!str" && !(k.kind == date && tag == "!!timestamp") && !(k.number && tag == "!!int" && number) {
@@ -85,6 +93,13 @@ func (r *reader) scalar(v *value, n *yaml.Node) {
 		return
 	}
 	r.convert(v, n.Value)
+}
+
+// fractional reports whether a number is written in digits with at most one point: what YAML takes besides, few people read.
+func fractional(s string) bool {
+	whole, part, _ := strings.Cut(s, ".")
+	only := func(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+	return len(s) <= 20 && only(whole) && (whole == s || only(part))
 }
 
 // judge checks a text against what the tree says of its key.
@@ -179,6 +194,9 @@ func (r *reader) convert(v *value, s string) {
 		v.data = d
 		r.bounds(v, int64(d), func(n int64) string { return span(time.Duration(n)) })
 	case size:
+		if s == "0" {
+			s = "0B" // where a key admits it
+		}
 		i := strings.IndexAny(s, "BKMG")
 		n, err := strconv.ParseInt(s[:i], 10, 64)
 		unit := map[string]int64{"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[s[i:]]

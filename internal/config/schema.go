@@ -55,6 +55,8 @@ func (k *key) schema() map[string]any {
 		}
 	case boolean:
 		s["type"] = "boolean"
+	case fraction:
+		s["type"], s["minimum"], s["maximum"] = "number", 0, 1
 	default:
 		k.textSchema(s)
 	}
@@ -69,16 +71,26 @@ func (k *key) schema() map[string]any {
 
 func (k *key) sectionSchema(s map[string]any) {
 	properties := make(map[string]any, len(k.keys))
-	required := []string{}
+	required, unless, others := []string{}, []string{}, []string(nil)
 	for i := range k.keys {
 		properties[k.keys[i].name] = k.keys[i].schema()
 		if k.keys[i].required {
 			required = append(required, k.keys[i].name)
 		}
+		if len(k.keys[i].unless) > 0 {
+			unless, others = append(unless, k.keys[i].name), k.keys[i].unless
+		}
 	}
 	s["type"], s["properties"], s["additionalProperties"] = "object", properties, false
 	if len(required) > 0 {
 		s["required"] = required
+	}
+	if len(unless) > 0 {
+		ways := []any{map[string]any{"required": unless}}
+		for _, name := range others {
+			ways = append(ways, map[string]any{"required": []string{name}})
+		}
+		s["anyOf"] = ways
 	}
 	groups := make([]any, len(k.either))
 	for i, group := range k.either {

@@ -11,6 +11,7 @@ const (
 	text                 // a string
 	integer              // a decimal number
 	boolean              // true or false
+	fraction             // a number from 0 to 1
 	duration             // 90s, 1h30m
 	size                 // 10MiB
 	date                 // 2027-06-01
@@ -30,6 +31,7 @@ type key struct {
 	def      string // the default, as one would write it
 	example  string // a value, as one would write it (flow style)
 	required bool
+	unless   []string // required all the same, unless one of these keys beside it is written
 
 	// What a value may be. The zero value restricts nothing.
 	enum     []string
@@ -45,7 +47,6 @@ type key struct {
 	say      string            // the hint where none is written
 
 	keys  []key // of a section
-	later []key // keys that a later version brings: name, and in doc what this version does not do
 	item  *key  // of a sequence or table
 	names *key  // of a table: its keys
 	alts  []key // of a choice

@@ -19,7 +19,7 @@ type value struct {
 	ok     bool // written, and nothing is wrong with it or below it
 
 	raw     string            // of a scalar: as written
-	data    any               // of a scalar: string, int64, bool, time.Duration, time.Time, *url.URL or netip.Prefix
+	data    any               // of a scalar: string, int64, float64, bool, time.Duration, time.Time, *url.URL or netip.Prefix
 	fields  map[string]*value // of a section
 	entries []*value          // of a sequence or table, in the order of the file
 	names   []string          // of a table: the key of each entry
@@ -35,6 +35,7 @@ func (v *value) get(name string) *value {
 
 func (v *value) text() string            { s, _ := v.data.(string); return s }
 func (v *value) number() int64           { n, _ := v.data.(int64); return n }
+func (v *value) fraction() float64       { f, _ := v.data.(float64); return f }
 func (v *value) yes() bool               { b, _ := v.data.(bool); return b }
 func (v *value) duration() time.Duration { d, _ := v.data.(time.Duration); return d }
 func (v *value) time() time.Time         { t, _ := v.data.(time.Time); return t }

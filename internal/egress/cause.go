@@ -31,6 +31,7 @@ type claim struct {
 	presented  bool // a capability; an empty one is none that could be valid
 	capability string
 	trace      string
+	parent     string // the span in it
 }
 
 // attribution is what may have caused an attempt.
@@ -61,7 +62,7 @@ func claimOf(r *http.Request) (c claim) {
 		c.capability = ""
 	}
 	if r.Method != http.MethodConnect && len(r.Header["Traceparent"]) == 1 {
-		c.trace, _ = traceOf(r.Header["Traceparent"][0])
+		c.trace, c.parent = traceOf(r.Header["Traceparent"][0])
 	}
 	return c
 }
@@ -279,21 +280,24 @@ func (x *passage) meanwhile() map[string]any {
 }
 
 // untrace replaces a trace id of ours by one that is made of it: who learns ours could name the request. The same request
-// has the same one at every destination.
-func (p *Proxy) untrace(h http.Header) {
+// has the same one at every destination. One that goes on with somebody else's is no secret, and leaves as it is. It returns
+// what took the place of ours; empty: nothing.
+func (p *Proxy) untrace(h http.Header) (left string) {
 	f := p.config.Flight
 	if f == nil {
-		return
+		return ""
 	}
 	for i, v := range h["Traceparent"] {
 		trace, parent := traceOf(v)
-		if _, ok := f.ByTrace(strings.ToLower(trace)); !ok {
+		if e, ok := f.ByTrace(strings.ToLower(trace)); !ok || e.Continues != "" {
 			continue
 		}
 		sum := sha256.Sum256([]byte("traceparent " + strings.ToLower(trace)))
 		if strings.EqualFold(parent, trace[:16]) { // that of the gate in front, which says half of ours
 			parent = hex.EncodeToString(sum[16:24])
 		}
-		h["Traceparent"][i] = v[:3] + hex.EncodeToString(sum[:16]) + "-" + parent + v[52:]
+		left = v[:3] + hex.EncodeToString(sum[:16]) + "-" + parent + v[52:]
+		h["Traceparent"][i] = left
 	}
+	return left
 }

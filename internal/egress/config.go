@@ -13,6 +13,7 @@ import (
 	"github.com/sallyport/sallyport/internal/cause"
 	"github.com/sallyport/sallyport/internal/credential"
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/trace"
 )
 
 // Config is what a proxy is built from. Rules may change while it runs (Swap), the rest may not.
@@ -22,6 +23,7 @@ type Config struct {
 	Audit   *audit.Log            // required: what cannot be recorded does not happen
 	Metrics prometheus.Registerer // nil: none
 	Logger  *slog.Logger          // nil: none
+	Tracer  *trace.Tracer         // nil: nothing is traced
 	Flight  *cause.Flight         // the requests in flight at the gate in front; nil: nothing is known of them, and only what is for any cause can be reached
 	// Sign states a caller to the next gate, for credentials of the kind assertion; nil: there are none.
 	Sign func(c credential.Cause, audience string, scopes []string) (string, error)

@@ -68,7 +68,8 @@ type passage struct {
 	placed      bool
 	recorded    bool
 
-	link     *link // what open opened
+	link     *link  // what open opened
+	left     string // the traceparent that took the place of ours; empty: none did
 	status   int
 	in, back int64          // bytes to and from the destination
 	later    map[string]any // of the outcome: what became known after the record

@@ -84,6 +84,7 @@ func (x *passage) outcome() {
 	if !x.unmetered {
 		x.p.metrics.done(x)
 	}
+	x.report(now)
 	x.leave()
 }
 

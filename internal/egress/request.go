@@ -128,7 +128,7 @@ func (x *passage) writeHead(b *bufio.Writer, r *http.Request) {
 	b.WriteString(x.host())
 	b.WriteString("\r\n")
 	cleanRequest(r.Header)
-	x.p.untrace(r.Header)
+	x.left = x.p.untrace(r.Header)
 	if x.scrub != nil { // what is compressed could not be masked, nor what is asked for a few bytes at a time
 		r.Header["Accept-Encoding"] = []string{"identity"}
 		delete(r.Header, "Range")

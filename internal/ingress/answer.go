@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/sallyport/sallyport/internal/http1"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/proof"
 	"github.com/sallyport/sallyport/internal/wire"
@@ -21,6 +22,8 @@ const (
 	codeHeaderWithheld   policy.Code = "header_withheld" // the same, named by Connection
 	codeBodyTooLarge     policy.Code = "body_too_large"
 	codeUpgradeRefused               = policy.Code(wire.UpgradeRefused)
+	codeGRPCMalformed    policy.Code = "grpc_malformed"     // not a gRPC request, or not a gRPC message
+	codeGRPCType         policy.Code = "grpc_content_type"  // begins like that of gRPC, and is not
 	codePreflight        policy.Code = "preflight_answered" // not an allow: nothing is forwarded
 	codeCORSRefused      policy.Code = "preflight_refused"
 
@@ -51,6 +54,14 @@ const (
 	lostExpired = "expired"
 	lostKey     = "key_withdrawn"
 	lostRoute   = "route_removed"
+
+	lostInactive = "token_inactive" // its issuer does not vouch for it any more
+)
+
+// The codes of bearer about introspection that are answered in a way of their own; it brings their status.
+const (
+	codeTooMany       policy.Code = "too_many_unknown_tokens"
+	codeIntrospection policy.Code = "introspection_unavailable"
 )
 
 // The errors of RFC 6750, section 3.1.
@@ -67,9 +78,10 @@ func status(code policy.Code) int {
 		return http.StatusNotFound
 	case policy.MethodNotAllowed, codeMethodRefused:
 		return http.StatusMethodNotAllowed
-	case policy.MissingToken, codeInvalidProof, codeNonce, codeBinding, codeCertificate, codeUnbound, codeNoTokenID, codeRevoked, lostExpired, lostKey:
+	case policy.MissingToken, codeInvalidProof, codeNonce, codeBinding, codeCertificate, codeUnbound, codeNoTokenID, codeRevoked, lostExpired, lostKey, lostInactive,
+		policy.InsufficientAuthentication:
 		return http.StatusUnauthorized
-	case lostRoute, policy.InsufficientScope, policy.ConditionFalse, policy.PolicyError, policy.PublicExpired, codeCORSRefused:
+	case lostRoute, policy.InsufficientScope, policy.ConditionFalse, policy.PolicyError, policy.PublicExpired, codeCORSRefused, AskerRefused, InquiryMalformed:
 		return http.StatusForbidden
 	case codePreflight:
 		return http.StatusNoContent
@@ -83,6 +95,10 @@ func status(code policy.Code) int {
 		return http.StatusExpectationFailed
 	case policy.Code(wire.HeaderTooLarge):
 		return http.StatusRequestHeaderFieldsTooLarge
+	case codeRateLimited, codeLockedOut:
+		return http.StatusTooManyRequests
+	case codeGRPCType:
+		return http.StatusUnsupportedMediaType
 	case codeInternal:
 		return http.StatusInternalServerError
 	case codeUnreachable, codeBadAnswer:
@@ -107,6 +123,9 @@ type problem struct {
 
 // answer sends the client what it is told of a refusal.
 func (x *exchange) answer(d policy.Decision, status int) {
+	if c, ok := x.w.ResponseWriter.(*http1.Conn); ok {
+		c.Resume() // if it was interrupted: this is what it is to be told
+	}
 	h := x.w.Header()
 	clear(h)
 	x.identify(h)
@@ -114,18 +133,25 @@ func (x *exchange) answer(d policy.Decision, status int) {
 	h.Set("Cache-Control", "no-store")
 	x.varies(h)
 	x.challenge(h, d, status)
+	x.limited.retryAfter(h)
 	switch {
-	case d.Code == codeOverloaded:
+	case d.Code == codeOverloaded, d.Code == codeTooMany:
 		h.Set("Retry-After", "1")
+	case d.Code == codeIntrospection:
+		h.Set("Retry-After", "5")
 	case len(d.Allow) > 0:
 		h.Set("Allow", strings.Join(d.Allow, ", "))
 	}
 	if x.mustClose() {
 		x.hangUp(h, d.Code)
 	}
-	if d.Code == codePreflight {
+	switch {
+	case d.Code == codePreflight:
 		x.rules.cors.answerPreflight(h)
 		x.w.WriteHeader(status)
+		return
+	case x.grpc:
+		x.answerGRPC(d.Code, status)
 		return
 	}
 	body, err := json.Marshal(problem{"about:blank", http.StatusText(status), status, string(d.Code), x.id})
@@ -154,6 +180,8 @@ func (x *exchange) challenge(h http.Header, d policy.Decision, status int) {
 	case proves && (d.Code == codeInvalidProof || d.Code == codeNonce):
 		problem = string(d.Code)
 	case status == http.StatusUnauthorized && (d.Code == policy.MissingToken || d.Code == codeScheme):
+	case d.Code == policy.InsufficientAuthentication:
+		problem = string(d.Code)
 	case status == http.StatusUnauthorized:
 		problem = challengeToken
 	case d.Code == policy.InsufficientScope:
@@ -189,6 +217,9 @@ func (x *exchange) challengeOf(scheme, problem string, missing []string) string 
 	if len(missing) > 0 {
 		v += `, scope="` + strings.Join(missing, " ") + `"`
 	}
+	if problem == string(policy.InsufficientAuthentication) {
+		v += stepUp(x.selection.Route)
+	}
 	if where := x.g.config.ResourceMetadata; where != "" {
 		v += `, resource_metadata="` + where + `"`
 	}
@@ -198,11 +229,21 @@ func (x *exchange) challengeOf(scheme, problem string, missing []string) string 
 // mustClose reports whether bytes may follow the request that must not be taken for the next one: a body that nobody
 // wanted, or the first bytes of an upgrade that was not granted.
 func (x *exchange) mustClose() bool {
-	return x.refused != nil || x.r.ContentLength != 0 || x.upgrades()
+	return x.refused != nil || x.r.ContentLength != 0 || x.upgrades() || x.lost.Load() != nil
 }
 
-// hangUp ends the connection behind the answer.
+// lastOne says that no other request is read behind this one, where that is the connection's matter.
+func (x *exchange) lastOne(h http.Header) {
+	if x.r.ProtoMajor != 2 {
+		h.Set("Connection", "close")
+	}
+}
+
+// hangUp ends the connection behind the answer. One of HTTP/2 can stay: what is left there is that of one stream.
 func (x *exchange) hangUp(h http.Header, code policy.Code) {
+	if x.r.ProtoMajor == 2 {
+		return
+	}
 	h.Set("Connection", "close")
 	if x.wire != nil {
 		x.wire.HangUp(wire.Code(code))

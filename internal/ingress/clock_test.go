@@ -22,7 +22,7 @@ func TestClockSteps(t *testing.T) {
 		}
 		verifier, err := bearer.NewVerifier([]bearer.Issuer{{
 			Issuer: s.issuer.URL, Audience: []string{sallytest.Audience}, Keys: bearer.Keys{File: keys},
-		}}, bearer.Options{Now: clock.Now})
+		}}, bearer.Options{Now: clock.Now, Remember: 1 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,10 @@ func (x *exchange) decide() {
 		x.refuse(d, status(d.Code))
 		return
 	}
+	if x.asked != nil && x.selection.Route.Local {
+		x.deny(policy.NoRoute, "the gate answers this itself, and whoever asks would forward it to the service")
+		return
+	}
 	if x.alive() {
 		x.decision, x.status = d, 0
 	}
@@ -21,10 +25,7 @@ func (x *exchange) decide() {
 
 // record puts the decision into the audit log. If the log does not accept it, nothing happens but a 503.
 func (x *exchange) record() bool {
-	var detail map[string]any
-	if how := provenBy(x.bound); how != "" {
-		detail = map[string]any{"proof": how}
-	}
+	x.restate()
 	err := x.g.config.Audit.Record(audit.Record{
 		ID:       x.id,
 		Time:     x.began,
@@ -35,7 +36,7 @@ func (x *exchange) record() bool {
 		Host:     x.request.Host,
 		Source:   x.request.Source,
 		Caller:   x.caller,
-		Detail:   detail,
+		Detail:   x.detail(),
 	})
 	if err != nil {
 		x.g.log.Error("record a decision: the request is refused", "request", x.id, "error", err)
@@ -44,6 +45,33 @@ func (x *exchange) record() bool {
 	}
 	x.recorded = true
 	return true
+}
+
+// detail is what a record says of a request beside its own fields.
+func (x *exchange) detail() map[string]any {
+	var detail map[string]any
+	add := func(name string, value any) {
+		if detail == nil {
+			detail = map[string]any{}
+		}
+		detail[name] = value
+	}
+	if how := provenBy(x.bound); how != "" {
+		add("proof", how)
+	}
+	if x.asked != nil {
+		add("entry", x.asked.Entry)
+		return detail // whose the connection is, the proxy has judged
+	}
+	if uid, ok := peerUID(x.r.RemoteAddr); ok {
+		add("peer_uid", uid)
+	}
+	if x.g.config.SPIFFE != nil {
+		if c := x.certificate(); c != nil && len(c.URIs) == 1 {
+			add("spiffe_id", c.URIs[0].String())
+		}
+	}
+	return detail
 }
 
 // assert makes the statement of who calls, which the service receives in place of the token. The allow is on record
@@ -56,6 +84,10 @@ func (x *exchange) assert() bool {
 	if x.rules.Assert == nil || x.caller == nil {
 		return true
 	}
+	if x.stated != nil {
+		x.assertion = x.stated.text
+		return true
+	}
 	assertion, err := x.rules.Assert.Sign(*x.caller, x.selection.Route.Name, x.id)
 	if err != nil {
 		x.g.log.Error("assert the caller: the request is refused", "request", x.id, "error", err)
@@ -63,6 +95,7 @@ func (x *exchange) assert() bool {
 		return false
 	}
 	x.assertion = assertion
+	x.state()
 	return true
 }
 

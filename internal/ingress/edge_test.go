@@ -289,7 +289,7 @@ func TestHygieneTable(t *testing.T) {
 			t.Errorf("%q: %q", o.name, o.why)
 		}
 	}
-	for _, name := range []string{"Accept", "Content-Type", "Cookie", "Origin", "Referer", "User-Agent", "Traceparent", "Tracestate", "Baggage", "Range", "If-None-Match",
+	for _, name := range []string{"Accept", "Content-Type", "Cookie", "Origin", "Referer", "User-Agent", "Traceparent", "Tracestate", "Range", "If-None-Match",
 		"Idempotency-Key", "X-Requested-With", "X-Correlation-Id", "X-Csrf-Token", "X-Api-Version", "Accept-Language", "Sec-Websocket-Key", "Sec-Fetch-Site", "Dnt"} {
 		if h.drops(name) {
 			t.Errorf("%s is dropped", name)

@@ -58,6 +58,7 @@ func (g *Gateway) Explain(ctx context.Context, method, target, host string, toke
 		case !step("verify", x.verify, x.explainCaller):
 		case !step("proof", x.provable, x.explainProof):
 		case !step("standing", x.standing, x.explainStanding):
+		case x.limits() != "" && !step("limit", func() bool { return true }, x.limits):
 		default:
 			step("decide", func() bool { x.decide(); return x.decision.Allowed() }, func() string { return x.decision.Reason })
 		}
@@ -116,7 +117,18 @@ func (x *exchange) explainStanding() string {
 }
 
 func (x *exchange) explainRoute() string {
-	return x.selection.Route.Name + " (" + x.selection.Route.Match + ")"
+	r := x.selection.Route
+	found := r.Name + " (" + r.Match + ")"
+	if len(r.ACR) > 0 {
+		found += ", by a login of acr " + strings.Join(r.ACR, " or ")
+	}
+	if r.MaxAge > 0 {
+		found += ", by a login of the last " + r.MaxAge.String()
+	}
+	if r.Local {
+		found += ", answered by the gate itself"
+	}
+	return found
 }
 
 func (x *exchange) explainToken() string {

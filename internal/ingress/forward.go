@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/internal/cause"
+	"github.com/sallyport/sallyport/internal/http1"
 	"github.com/sallyport/sallyport/internal/policy"
+	"github.com/sallyport/sallyport/internal/wire"
 )
 
 var (
@@ -28,6 +30,7 @@ var (
 func (x *exchange) forward() {
 	x.entry = x.g.config.Flight.Begin(cause.Request{
 		ID: x.id, Route: x.selection.Route.Name, Caller: x.caller, Token: x.token, Source: x.request.Source, Began: x.began,
+		Continues: x.spans.Trace, Sampled: x.spans.Sampled,
 	})
 	answered := false
 	defer func() {
@@ -37,26 +40,14 @@ func (x *exchange) forward() {
 			x.entry.Abandon()
 		}
 	}()
-	ctx, cancel := x.lifetime()
-	defer cancel()
-	x.ctx = ctx
-	x.g.fly(x)
-	in := x.r.WithContext(ctx)
-	if in.ContentLength != 0 {
-		x.upload = upload{body: in.Body, limit: x.g.config.Limits.BodyBytes, length: in.ContentLength}
-		in.Body = &x.upload
-		// A service may answer while it still reads; without this, net/http would first read the body to its end.
-		http.NewResponseController(x.w.ResponseWriter).EnableFullDuplex()
+	switch c, ok := x.w.ResponseWriter.(*http1.Conn); {
+	case ok && x.upgrades():
+		x.forwardUpgrade(c)
+	case ok:
+		x.forwardDirect(c)
+	default:
+		x.forwardByProxy()
 	}
-	proxy := httputil.ReverseProxy{
-		Rewrite:        x.rewrite,
-		ModifyResponse: x.respond,
-		ErrorHandler:   x.failed,
-		Transport:      x.g.transport.http,
-		BufferPool:     &x.g.transport.buffers,
-		ErrorLog:       log.New(io.Discard, "", 0), // what goes wrong is in the outcome
-	}
-	proxy.ServeHTTP(&x.w, in)
 	if x.wire != nil && !x.upload.ended() {
 		x.wire.HangUp(x.wire.Broken()) // the client has its answer: nobody wants the rest
 	}
@@ -65,14 +56,46 @@ func (x *exchange) forward() {
 	case x.readErr != nil || x.w.err != nil:
 		x.failure = x.reason(x.readErr)
 	case x.w.status == http.StatusSwitchingProtocols:
-		x.failure = ended(ctx)
+		x.failure = x.ended()
 	}
 	// What is streamed has no last answer. What the service could not be reached for it does not know of.
 	answered = x.failure == "" && x.w.status != http.StatusSwitchingProtocols || x.failure == codeUnreachable
 }
 
+// forwardByProxy is forward by the standard library.
+func (x *exchange) forwardByProxy() {
+	ctx, cancel := x.lifetime()
+	defer cancel()
+	x.ctx = ctx
+	x.g.fly(x)
+	in := x.r.WithContext(ctx)
+	if in.ContentLength != 0 {
+		x.upload = upload{body: in.Body, limit: x.g.config.Limits.BodyBytes, length: in.ContentLength}
+		defer x.hold(ctx, &x.upload)()
+		in.Body = &x.upload
+		// A service may answer while it still reads; without this, net/http would first read the body to its end.
+		http.NewResponseController(x.w.ResponseWriter).EnableFullDuplex()
+	}
+	proxy := httputil.ReverseProxy{
+		Rewrite:        x.rewrite,
+		ModifyResponse: x.respond,
+		ErrorHandler:   x.failed,
+		Transport:      x.g.transport.of(x),
+		BufferPool:     &x.g.transport.buffers,
+		ErrorLog:       log.New(io.Discard, "", 0), // what goes wrong is in the outcome
+	}
+	proxy.ServeHTTP(&x.w, in)
+}
+
 // ended is why it was we who ended a request, or the stream that it became; empty: it was not.
-func ended(ctx context.Context) policy.Code {
+func (x *exchange) ended() policy.Code {
+	if lost := x.lost.Load(); lost != nil {
+		return policy.Code(lost.Code)
+	}
+	return endedBy(x.ctx)
+}
+
+func endedBy(ctx context.Context) policy.Code {
 	if lost := cause.Why(ctx); lost != nil {
 		return policy.Code(lost.Code)
 	}
@@ -102,8 +125,12 @@ func (x *exchange) lifetime() (context.Context, context.CancelFunc) {
 	}
 	// A client that does not read would keep a write, and with it the request, for as long as it likes.
 	unblock := context.AfterFunc(ctx, func() {
-		if ended(ctx) != "" {
-			http.NewResponseController(x.w.ResponseWriter).SetWriteDeadline(time.Now())
+		switch {
+		case endedBy(ctx) == "":
+		case x.r.ProtoMajor == 2: // a deadline is a reset there, and a call can still be told why it ends
+			x.w.cut.writing(time.Now().Add(closePatience))
+		default:
+			x.w.cut.writing(time.Now())
 		}
 	})
 	return ctx, func() { unblock(); cancel() }
@@ -118,31 +145,41 @@ func (x *exchange) rewrite(p *httputil.ProxyRequest) {
 	p.Out.Trailer = nil
 	h := p.Out.Header
 	t.hygiene.clean(h)
-	if source := x.request.Source; source.IsValid() {
-		h["X-Forwarded-For"] = []string{source.String()}
+	delete(h, "Tracestate") // of a trace that we do not believe
+	delete(h, x.rules.AssertHeader)
+	x.says(func(name, value string) { h[name] = []string{value} })
+	if x.upload.cut != nil {
+		p.Out.Body = &x.upload // without ReverseProxy's wrapper, whose Close does nothing
 	}
-	h["X-Forwarded-Host"] = []string{p.Out.Host}
-	h["X-Forwarded-Proto"] = []string{x.scheme()}
-	h["X-Request-Id"] = []string{x.id}
-	h["X-Sallyport-Capability"] = []string{x.entry.Capability}
-	h["Traceparent"] = []string{"00-" + x.entry.Trace + "-" + x.entry.Trace[:16] + "-01"}
-	delete(h, "Tracestate") // of the trace that ours takes the place of
-	x.inject(h)
+	if x.grpc && t.grpc {
+		h["Te"] = []string{"trailers"} // without it a service may think that we cannot read them
+	}
 	sendOnce(h)
 }
 
-// inject puts the assertion into its header. In Authorization, where a guard that knows nothing of it looks, it stands in
-// Txn-Token as well. The client's own have been dropped.
-func (x *exchange) inject(h http.Header) {
-	name := x.rules.AssertHeader
-	delete(h, name)
-	switch {
+// says is what we tell the service. Of these fields the client's own are dropped.
+func (x *exchange) says(tell func(name, value string)) {
+	if source := x.request.Source; source.IsValid() {
+		tell("X-Forwarded-For", source.String())
+	}
+	tell("X-Forwarded-Host", x.host.String())
+	tell("X-Forwarded-Proto", x.scheme())
+	tell("X-Request-Id", x.id)
+	tell("X-Sallyport-Capability", x.entry.Capability)
+	x.traceparent(tell)
+	x.asserts(tell)
+}
+
+// asserts is the assertion, in its header. In Authorization, where a guard that knows nothing of it looks, it stands in Txn-Token as
+// well.
+func (x *exchange) asserts(tell func(name, value string)) {
+	switch name := x.rules.AssertHeader; {
 	case x.assertion == "":
 	case name == "Authorization":
-		h[name] = []string{"Bearer " + x.assertion}
-		h[headerTransaction] = []string{x.assertion}
+		tell(name, "Bearer "+x.assertion)
+		tell(headerTransaction, x.assertion)
 	default:
-		h[name] = []string{x.assertion}
+		tell(name, x.assertion)
 	}
 }
 
@@ -159,6 +196,29 @@ func (x *exchange) respond(res *http.Response) error {
 		return errSwitched
 	}
 	h := res.Header
+	x.filter(h)
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		if service, ok := res.Body.(io.ReadWriteCloser); ok {
+			x.w.tunnel = newTunnel(&x.w, service)
+			res.Body = &upgraded{x.w.tunnel, x}
+		}
+		return nil
+	}
+	if x.upgrades() {
+		x.hangUp(h, codeUpgradeRefused)
+	}
+	if !x.upload.ended() {
+		// net/http does not find the end of a body that somebody else reads still: it would take the rest for a request.
+		x.lastOne(h)
+	}
+	x.w.length = res.ContentLength
+	x.filterTrailer(res.Trailer)
+	res.Body = &download{res.Body, x, res}
+	return nil
+}
+
+// filter makes of the header of the service's answer what the client may see of it, and adds what we say.
+func (x *exchange) filter(h http.Header) {
 	for _, name := range []string{"Server", "X-Powered-By", "X-Aspnet-Version", "X-Aspnetmvc-Version", "Alt-Svc"} {
 		delete(h, name) // what runs behind us, and ways around us
 	}
@@ -180,23 +240,23 @@ func (x *exchange) respond(res *http.Response) error {
 		}
 		x.varies(h)
 	}
-	if res.StatusCode == http.StatusSwitchingProtocols {
-		if service, ok := res.Body.(io.ReadWriteCloser); ok {
-			x.w.tunnel = newTunnel(&x.w, service)
-			res.Body = &upgraded{x.w.tunnel, x}
+}
+
+// filterTrailer drops what is ours to say in the head of an answer, or is taken away there, from what stands behind its body.
+func (x *exchange) filterTrailer(h http.Header) {
+	for name := range h {
+		if x.answersOnly(name) {
+			delete(h, name)
 		}
-		return nil
 	}
-	if x.upgrades() {
-		x.hangUp(h, codeUpgradeRefused)
-	}
-	if !x.upload.ended() {
-		// net/http does not find the end of a body that somebody else reads still: it would take the rest for a request.
-		h.Set("Connection", "close")
-	}
-	x.w.length = res.ContentLength
-	res.Body = &download{res.Body, x}
-	return nil
+}
+
+// answersOnly reports whether a field is one that we say, or take away, in the head of an answer.
+func (x *exchange) answersOnly(name string) bool {
+	h := http.Header{name: {""}}
+	x.filter(h)
+	values := h[name]
+	return len(values) != 1 || values[0] != ""
 }
 
 // directsCaches reports whether a field tells a kind of shared cache what to do, over the head of Cache-Control: those of
@@ -231,10 +291,17 @@ func (x *exchange) reason(err error) policy.Code {
 			return policy.Code(code)
 		}
 	}
-	if x.upload.tooLarge.Load() {
+	switch {
+	case err == errPanicked:
+		return codeInternal
+	case x.upload.tooLarge.Load():
 		return codeBodyTooLarge
+	case x.upload.malformed.Load():
+		return codeGRPCMalformed
+	case x.upload.late.Load():
+		return policy.Code(wire.BodyTimeout)
 	}
-	code := ended(x.ctx)
+	code := x.ended()
 	switch {
 	case code != "":
 		return code
@@ -261,18 +328,28 @@ type upload struct {
 	eof      atomic.Bool
 	tooLarge atomic.Bool
 	broken   atomic.Bool // it ended with an error before its end
+
+	pace      *pace     // of HTTP/2; nil: none
+	messages  *messages // of a gRPC call; nil: it is none
+	malformed atomic.Bool
+	late      atomic.Bool
+	cut       func()      // ends a Read; nil: the service's connection is one of HTTP/1, and ends by itself
+	over      atomic.Bool // nobody reads any more
 }
 
 func (u *upload) Read(p []byte) (int, error) {
-	n, err := u.body.Read(p)
+	n, err := u.wait(p)
 	if total := u.n.Add(int64(n)); total > u.limit {
 		u.tooLarge.Store(true)
 		return 0, errTooLarge
 	}
+	if bad := u.follow(p[:n], err == io.EOF); bad != nil {
+		return 0, bad
+	}
 	if err == io.EOF {
 		u.eof.Store(true)
 	}
-	if err != nil && err != io.EOF && err != http.ErrBodyReadAfterClose {
+	if err != nil && err != io.EOF && err != http.ErrBodyReadAfterClose && !u.over.Load() {
 		u.broken.Store(true)
 	}
 	return n, err
@@ -283,18 +360,36 @@ func (u *upload) ended() bool {
 	return u.body == nil || u.eof.Load() || u.n.Load() == u.length
 }
 
-func (u *upload) Close() error { return u.body.Close() }
+// Close ends a Read that waits for the client. The transport of HTTP/2 has no end of a stream before that has returned: a call
+// that the service ends first would stay open until its client spoke again.
+func (u *upload) Close() error {
+	switch {
+	case u.cut == nil:
+		return u.body.Close()
+	case !u.ended():
+		u.over.Store(true)
+		u.cut()
+	}
+	return nil
+}
 
 // download is the service's answer on its way to the client. It remembers an error, which ReverseProxy forgets.
 type download struct {
 	io.ReadCloser
-	x *exchange
+	x   *exchange
+	res *http.Response
 }
 
 func (d *download) Read(p []byte) (int, error) {
 	n, err := d.ReadCloser.Read(p)
+	if err == io.EOF {
+		d.x.filterTrailer(d.res.Trailer)
+	}
 	if err != nil && err != io.EOF {
 		d.x.readErr = err
+		if d.x.endGRPC(d.res) {
+			return n, io.EOF
+		}
 	}
 	return n, err
 }

@@ -6,18 +6,23 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport/bearer"
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/internal/audit"
 	"github.com/sallyport/sallyport/internal/cause"
+	"github.com/sallyport/sallyport/internal/h2"
+	"github.com/sallyport/sallyport/internal/http1"
 	"github.com/sallyport/sallyport/internal/policy"
 	"github.com/sallyport/sallyport/internal/proof"
 	"github.com/sallyport/sallyport/internal/wire"
 )
 
-// ServeHTTP is the straight line: canonical, route, token, verify, proof, standing, decide, record, assert, forward, outcome.
+// ServeHTTP is the straight line: limit, canonical, route, token, verify, proof, standing, limit, decide, record, assert, forward,
+// outcome.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := g.begin(w, r)
 	defer x.outcome()
@@ -30,6 +35,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.answer(x.decision, x.status)
 		return
 	}
+	if x.selection.Route.Local {
+		x.local()
+		return
+	}
 	if !x.assert() {
 		return
 	}
@@ -38,15 +47,19 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // judge is the line up to the decision. Each step either finds what the next one needs or denies.
 func (x *exchange) judge() {
+	defer x.noteFailure()
 	defer x.rescue()
 	switch {
 	case !x.admit():
+	case !x.heed():
+	case !x.limitSource():
 	case !x.canonical():
 	case !x.route():
 	case !x.credential():
-	case !x.verify():
+	case !x.timedVerify():
 	case !x.proof():
 	case !x.standing():
+	case !x.limitCaller():
 	default:
 		x.decide()
 	}
@@ -59,11 +72,16 @@ type exchange struct {
 	rules *rules // those of the moment when the request began
 	w     writer
 	r     *http.Request
-	wire  *wire.Conn // nil behind another server
+	wire  *wire.Conn // nil behind another server, and for HTTP/2
+	asked *Inquiry   // nil: the request itself is here
+	grpc  bool       // the answer is one of gRPC
 	id    string
 	began time.Time
 
 	refused   *wire.Refusal // nil: it was not
+	sourced   bool          // request.Source is the client's, or sourceErr why it is not known
+	sourceErr error
+	limited   limited
 	target    canonical
 	host      canonicalHost
 	request   policy.Request
@@ -77,22 +95,37 @@ type exchange struct {
 	status    int // that answers the decision, if it denies
 	recorded  bool
 	assertion string
+	stated    *statement // the assertion of an earlier request, which is this one's too; nil: it has its own
 
 	epoch   uint64                  // of the last sweep before it began
 	entry   *cause.Entry            // while it is being forwarded
 	ctx     context.Context         // of the forwarded request: ends with its token and its standing
-	end     context.CancelCauseFunc // ends ctx
+	end     context.CancelCauseFunc // ends ctx; nil: the engine forwards it
+	lost    atomic.Pointer[cause.Lost]
+	direct  *http1.Conn // nil: net/http reads the client's connection, or a tunnel is asked for
+	number  int64       // on that connection
+	judging sync.Mutex  // held by who reads r while another forwards it
+	landed  bool        // nobody else may read r
 	upload  upload
 	readErr error       // that ended the service's answer
 	failure policy.Code // what went wrong behind the decision; empty: nothing
+	spans   spans
 }
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
 	now, epoch := g.now(), g.epoch.Load() // before the rules: what changes from now on is asked again when it flies
 	x := &exchange{g: g, epoch: epoch, rules: g.rules.Load(), r: r, id: audit.NewID(now), began: now, wire: wire.Of(r), ctx: r.Context()}
-	x.w = writer{ResponseWriter: w, wire: x.wire}
+	x.w = writer{ResponseWriter: w, wire: x.wire, cut: cutter{w: w}}
+	if r.ProtoMajor == 2 {
+		x.grpc = isGRPC(r)
+		x.w.pace = newPace(g.config.Limits.BodyTimeout, func() { x.w.cut.writing(time.Now()) })
+		if c := h2.Of(r); c != nil {
+			r.TLS = c.TLSState()
+		}
+	}
 	x.decision = policy.Deny(codeInternal, "no step has denied or allowed")
 	x.status = http.StatusInternalServerError
+	x.spans.Context = g.traced(x)
 	g.inFlight.Add(1)
 	return x
 }
@@ -151,6 +184,9 @@ func (x *exchange) admit() bool {
 		}
 	}
 	x.request = policy.Request{Method: x.r.Method, Path: pathOf(x.r.RequestURI), Host: x.r.Host, Source: x.peer()}
+	if x.r.ProtoMajor == 2 && !x.admitHTTP2() {
+		return false
+	}
 	if n := x.g.inFlight.Load(); n > int64(x.g.config.Limits.Requests) {
 		return x.deny(codeOverloaded, fmt.Sprintf("%d requests in flight", n))
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -30,7 +31,29 @@ import (
 	"github.com/sallyport/sallyport/internal/sallytest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(engines{m}) }
+
+// engines runs all tests once for each engine: what they hold does not depend on it.
+type engines struct{ m *testing.M }
+
+// engine is that of the stages of this run.
+var engine string
+
+func (e engines) Run() int {
+	code := 0
+	for _, engine = range []string{engineStandard, engineOwn} {
+		if only := os.Getenv("SALLYPORT_TEST_ENGINE"); only != "" && only != engine {
+			continue
+		}
+		if os.Getenv("SALLYPORT_PLAY") == "" {
+			fmt.Fprintln(os.Stderr, "engine:", engine)
+		} else if engine != engineStandard {
+			break
+		}
+		code = max(code, e.m.Run())
+	}
+	return code
+}
 
 // A book is a file in memory that tests may read while it is written.
 type book struct {
@@ -130,6 +153,7 @@ func testRoutes() []policy.Route {
 		{Name: "files", Match: "GET /files/{name}", AnyCaller: true, AllowInPath: []string{"%2F"}},
 		{Name: "upload", Match: "POST /upload", AnyCaller: true},
 		{Name: "events", Match: "GET /events", AnyCaller: true},
+		{Name: "calls", Match: "POST /grpc.testing.TestService/{method}", AnyCaller: true},
 		{Name: "socket", Match: "GET /socket", AnyCaller: true, Upgrades: []string{"websocket"}},
 		{Name: "options", Match: "OPTIONS /options", AnyCaller: true},
 		{Name: "health", Match: "GET /health", Public: public},
@@ -164,7 +188,7 @@ func setStage(t testing.TB, change func(*stage)) *stage {
 			Policy: p,
 			Assert: &identity.Signer{Issuer: "sallyport", Audience: "orders", Key: func() identity.Key { return key }},
 		},
-		Audit: log, Metrics: s.registry,
+		Audit: log, Metrics: s.registry, Engine: engine,
 		Logger: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
@@ -173,14 +197,14 @@ func setStage(t testing.TB, change func(*stage)) *stage {
 	if s.config.Rules.Verifier == nil {
 		verifier, err := bearer.NewVerifier([]bearer.Issuer{{
 			Issuer: s.issuer.URL, Audience: []string{sallytest.Audience}, Keys: bearer.Keys{File: jwks}, Leeway: s.leeway,
-		}}, bearer.Options{Bound: true})
+		}}, bearer.Options{Bound: true, Remember: 1 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(verifier.Close)
 		s.config.Rules.Verifier = verifier
 	}
-	if s.config.Upstream == nil {
+	if s.config.Upstream == nil && !s.config.AskOnly {
 		if s.service == nil {
 			s.service = sallytest.NewRecorder(t)
 		}

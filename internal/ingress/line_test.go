@@ -285,7 +285,7 @@ func TestMetrics(t *testing.T) {
 				labels[l.GetName()] = l.GetValue()
 			}
 			key := labels["code"] + " " + labels["route"] + " " + labels["class"]
-			if !want[key] || len(labels) != 3 {
+			if !want[key] || len(labels) != 4 || labels["entry"] != "proxy" {
 				t.Errorf("unexpected labels %v", labels)
 			}
 			delete(want, key)
@@ -372,6 +372,7 @@ func TestNewRefuses(t *testing.T) {
 		"no verifier":           func(c *Config) { c.Rules.Verifier = nil },
 		"no audit log":          func(c *Config) { c.Audit = nil },
 		"no upstream":           func(c *Config) { c.Upstream = nil },
+		"engine unknown":        func(c *Config) { c.Engine = "http2" },
 		"https upstream":        func(c *Config) { c.Upstream = mustURL(t, "https://127.0.0.1:1") },
 		"upstream with a path":  func(c *Config) { c.Upstream = mustURL(t, "http://127.0.0.1:1/x") },
 		"upstream with a user":  func(c *Config) { c.Upstream = mustURL(t, "http://u:p@127.0.0.1:1") },

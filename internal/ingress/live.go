@@ -43,6 +43,7 @@ func (g *Gateway) fly(x *exchange) {
 	g.live.mu.Lock()
 	g.live.exchanges[x] = struct{}{}
 	g.live.mu.Unlock()
+	x.loseStanding() // it may be of a class that was ended before
 	if g.epoch.Load() == x.epoch {
 		return
 	}
@@ -56,15 +57,37 @@ func (g *Gateway) fly(x *exchange) {
 		lost = x.lostRoute(rules, now)
 	}
 	if lost != nil {
-		x.end(lost)
+		x.lose(lost)
 	}
 }
 
-// land takes a request out, if it is in.
+// lose ends a request.
+func (x *exchange) lose(lost *cause.Lost) {
+	if x.direct == nil {
+		x.end(lost)
+	} else if x.lost.CompareAndSwap(nil, lost) {
+		x.direct.Interrupt(x.number)
+	}
+}
+
+// loseStanding ends it if its token has lost what it was let in for. Those that net/http forwards hear of that by a context.
+func (x *exchange) loseStanding() {
+	if x.direct == nil {
+		return
+	}
+	if lost := x.entry.Class().Lost(); lost != nil {
+		x.lose(lost)
+	}
+}
+
+// land takes a request out, if it is in. Nobody reads its http.Request any more: the engine uses that again.
 func (g *Gateway) land(x *exchange) {
 	g.live.mu.Lock()
-	defer g.live.mu.Unlock()
 	delete(g.live.exchanges, x)
+	g.live.mu.Unlock()
+	x.judging.Lock()
+	defer x.judging.Unlock()
+	x.landed = true
 }
 
 // watch sweeps until ctx ends.
@@ -116,6 +139,20 @@ func (g *Gateway) sweep() {
 	g.epoch.Add(1) // before the sweep: what it cannot see yet asks for itself
 	j := judgement{g: g, rules: g.rules.Load(), gone: gone, now: g.now()}
 	g.config.Flight.Sweep(func(r *cause.Request) *cause.Lost { return j.of(r.Route, r.Caller) })
+	for _, x := range g.flying() {
+		x.loseStanding()
+	}
+}
+
+// flying is the requests that are being forwarded.
+func (g *Gateway) flying() []*exchange {
+	g.live.mu.Lock()
+	defer g.live.mu.Unlock()
+	made := make([]*exchange, 0, len(g.live.exchanges))
+	for x := range g.live.exchanges {
+		made = append(made, x)
+	}
+	return made
 }
 
 // judgement is one sweep's, of what ends without anybody changing the rules.
@@ -185,19 +222,9 @@ func (g *Gateway) again(rules *rules) {
 		}
 		return nil
 	})
-	g.live.mu.Lock()
-	flying := make([]*exchange, 0, len(g.live.exchanges))
-	for x := range g.live.exchanges {
-		flying = append(flying, x)
-	}
-	g.live.mu.Unlock()
-	for _, x := range flying {
-		if x.ctx.Err() != nil {
-			continue
-		}
-		if lost := x.lostRoute(rules, now); lost != nil {
-			x.end(lost)
-		}
+	for _, x := range g.flying() {
+		x.loseStanding()
+		x.againstRoutes(rules, now)
 	}
 }
 
@@ -219,7 +246,7 @@ func lostProof(rules *rules, token bearer.Token, caller *identity.Caller) *cause
 		_, lost := rules.lostHop(caller)
 		return lost
 	}
-	_, err := rules.Verifier.Verify(context.Background(), token)
+	err := rules.Verifier.Still(token, *caller)
 	if err == nil {
 		return nil
 	}
@@ -228,6 +255,18 @@ func lostProof(rules *rules, token bearer.Token, caller *identity.Caller) *cause
 		lost.Code = lostExpired
 	}
 	return lost
+}
+
+// againstRoutes ends a request that new rules would not let in.
+func (x *exchange) againstRoutes(rules *rules, now time.Time) {
+	x.judging.Lock()
+	defer x.judging.Unlock()
+	if x.landed || x.ctx.Err() != nil || x.lost.Load() != nil {
+		return
+	}
+	if lost := x.lostRoute(rules, now); lost != nil {
+		x.lose(lost)
+	}
 }
 
 // lostRoute asks rules that are not those of the request which route it would have, and whether it would be let in.

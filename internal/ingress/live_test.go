@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -90,12 +91,17 @@ type aliveStage struct {
 	jwks   string
 }
 
-func openAlive(t testing.TB) *aliveStage {
+func openAlive(t testing.TB) *aliveStage { return openAliveBefore(t, nil) }
+
+func openAliveBefore(t testing.TB, change func(*stage)) *aliveStage {
 	t.Helper()
 	service, closed := lively(t)
 	a := &aliveStage{closed: closed, jwks: filepath.Join(t.TempDir(), "jwks.json")}
 	a.stage = open(t, func(s *stage) {
 		s.config.Upstream, s.config.State = mustURL(t, service.URL), localState(t)
+		if change != nil {
+			change(s)
+		}
 		a.stage = s
 		a.publish()
 		s.config.Rules.Verifier = a.verifier()
@@ -115,7 +121,7 @@ func (a *aliveStage) verifier() *bearer.Verifier {
 	v, err := bearer.NewVerifier([]bearer.Issuer{{
 		Issuer: a.issuer.URL, Audience: []string{sallytest.Audience}, Keys: bearer.Keys{File: a.jwks}, Leeway: 100 * time.Millisecond,
 		Algorithms: []string{"ES256", "EdDSA"},
-	}}, bearer.Options{Bound: true, Refresh: 50 * time.Millisecond})
+	}}, bearer.Options{Bound: true, Refresh: 50 * time.Millisecond, Remember: 1 << 20})
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -143,6 +149,11 @@ func (a *aliveStage) swap(keep func(policy.Route) (policy.Route, bool)) {
 	}
 }
 
+// streams are the routes whose requests the tests below hold open.
+func streams(r policy.Route) bool {
+	return slices.Contains([]string{"socket", "events", "calls"}, r.Name)
+}
+
 // ends of a stream, H23: what happens, to a request on a route, and the code that its outcome has. The token is EdDSA's where
 // its key is to be withdrawn, so that others stay.
 func ends() []struct {
@@ -159,11 +170,11 @@ func ends() []struct {
 		{"(b) its subject is revoked", "revoked", func(a *aliveStage) { a.revoke(state.Revocation{Subject: "liver"}) }},
 		{"(c) its key is withdrawn", "key_withdrawn", func(a *aliveStage) { a.issuer.Withdraw(a.issuer.KeyID("EdDSA")); a.publish() }},
 		{"(d) its route is removed", "route_removed", func(a *aliveStage) {
-			a.swap(func(r policy.Route) (policy.Route, bool) { return r, r.Name != "socket" && r.Name != "events" })
+			a.swap(func(r policy.Route) (policy.Route, bool) { return r, !streams(r) })
 		}},
 		{"(d) its route asks for more", "route_removed", func(a *aliveStage) {
 			a.swap(func(r policy.Route) (policy.Route, bool) {
-				if r.Name == "socket" || r.Name == "events" {
+				if streams(r) {
 					r.AnyCaller, r.Scopes = false, []string{"admin"}
 				}
 				return r, true
@@ -171,7 +182,7 @@ func ends() []struct {
 		}},
 		{"(d) its route has a condition now", "route_removed", func(a *aliveStage) {
 			a.swap(func(r policy.Route) (policy.Route, bool) {
-				if r.Name == "socket" || r.Name == "events" {
+				if streams(r) {
 					r.AnyCaller, r.When = false, `claims.sub == "somebody else"`
 				}
 				return r, true

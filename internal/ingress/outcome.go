@@ -13,6 +13,7 @@ import (
 // outcome ends the line, however it went: it is deferred, and a panic ends here too.
 func (x *exchange) outcome() {
 	p := recover()
+	x.w.cut.finish()
 	abort := p != nil && x.crashed(p)
 	now := x.g.now()
 	if x.recorded {
@@ -21,12 +22,15 @@ func (x *exchange) outcome() {
 			BytesIn:  x.upload.n.Load() + x.w.tunnelIn.Load(),
 			BytesOut: x.w.n + x.w.tunnelOut.Load(),
 		}
+		x.forwardedElsewhere(&o)
 		if err := x.g.config.Audit.Outcome(o); err != nil {
 			x.g.log.Error("record an outcome", "request", x.id, "error", err)
 		}
 	}
 	x.g.land(x)
 	x.g.metrics.done(x, now.Sub(x.began))
+	x.tell(now)
+	x.report(now)
 	x.g.inFlight.Add(-1)
 	if abort {
 		if x.wire != nil && !x.r.ProtoAtLeast(1, 1) {
@@ -62,7 +66,9 @@ type writer struct {
 	n         int64      // body bytes
 	length    int64      // body bytes announced; -1: not known, and then ReverseProxy flushes
 	err       error      // that ended the writing
-	tunnel    *tunnel    // nil: the connection is none
+	pace      *pace      // of HTTP/2; nil: none
+	cut       cutter
+	tunnel    *tunnel // nil: the connection is none
 	tunnelIn  atomic.Int64
 	tunnelOut atomic.Int64
 }
@@ -84,7 +90,10 @@ func (w *writer) Write(p []byte) (int, error) {
 	if !w.begun() {
 		w.WriteHeader(http.StatusOK)
 	}
+	w.pace.restart()
+	w.pace.begin()
 	n, err := w.ResponseWriter.Write(p)
+	w.pace.end(n)
 	w.n += int64(n)
 	w.note(err)
 	if err == nil && w.n < w.length {
@@ -102,7 +111,10 @@ func (w *writer) note(err error) {
 
 // FlushError is what http.ResponseController looks for.
 func (w *writer) FlushError() error {
+	w.pace.restart()
+	w.pace.begin()
 	err := http.NewResponseController(w.ResponseWriter).Flush()
+	w.pace.end(0)
 	w.note(err)
 	return err
 }

@@ -29,7 +29,7 @@ func (x *exchange) canonical() bool {
 	if x.r.Method == http.MethodConnect || x.r.Method == http.MethodTrace {
 		return x.deny(codeMethodRefused, "CONNECT and TRACE are not served on any path")
 	}
-	if x.request.Source, err = clientAddress(x.request.Source, x.r.Header, x.g.config.TrustedProxies); err != nil {
+	if err := x.source(); err != nil {
 		return x.deny(codeForwardedInvalid, err.Error())
 	}
 	if limit := x.g.config.Limits.BodyBytes; x.r.ContentLength > limit {
@@ -39,7 +39,7 @@ func (x *exchange) canonical() bool {
 	if h := x.rules.AssertHeader; h != "Authorization" && h != headerTransaction && len(x.r.Header[h]) > 0 {
 		return x.deny(codeIdentitySpoof, "the client sent "+h+", which only we may")
 	}
-	return x.selectHeaders() && x.alive()
+	return x.selectHeaders() && x.checkGRPC() && x.alive()
 }
 
 // selectHeaders takes the header fields that some condition reads.

@@ -66,7 +66,7 @@ func TestNothingUnsafeIsRepeated(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := *s
 			s.t = t
-			s.gateway.transport.http.CloseIdleConnections()
+			s.gateway.closeIdle()
 			if a, _ := s.ask(get("/health")); a.StatusCode != 200 {
 				t.Fatalf("the connection's first request was answered %d", a.StatusCode)
 			}

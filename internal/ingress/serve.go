@@ -2,7 +2,6 @@ package ingress
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sallyport/sallyport/internal/wire"
+	"github.com/sallyport/sallyport/internal/h2"
 )
 
 // closeGrace is how long ended streams have, after the drain, to write their outcome.
@@ -24,12 +23,61 @@ const closeGrace = 2 * time.Second
 func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 	base, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
-	defer g.transport.http.CloseIdleConnections()
+	defer g.closeIdle()
+	s := g.newServer(base, l)
+	watching, unwatch := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() { g.watch(watching) })
+	work.Go(func() { g.share(watching) })
+	work.Go(func() { g.reask(watching, reaskEvery) })
+	defer work.Wait()
+	defer unwatch()
+	ended := make(chan error, 3)
+	for _, serve := range []func() error{
+		func() error { return s.one.Serve(s.doors.http1) },
+		func() error { return s.two.Serve(s.doors.http2) },
+		s.doors.accept,
+	} {
+		work.Go(func() { ended <- serve() })
+	}
+	select {
+	case err := <-ended:
+		s.close()
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	g.drain(s, end)
+	var failed error
+	for range cap(ended) {
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			failed = fmt.Errorf("serve: %w", err)
+		}
+	}
+	s.doors.wait() // now that nobody is let in any more
+	return failed
+}
+
+// server is what serves while Serve runs: the doors, and behind them a server for each protocol.
+type server struct {
+	one   serverHTTP1
+	two   *http.Server
+	doors *doors
+}
+
+func (g *Gateway) newServer(base context.Context, l net.Listener) *server {
 	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	server := &http.Server{
+	protocols.SetUnencryptedHTTP2(true) // TLS is below what it sees
+	two := g.standard(base, protocols, h2.ConnContext)
+	two.HTTP2 = g.http2Config()
+	s := &server{one: g.newHTTP1(base), two: two, doors: newDoors(g.doorway(l), g)}
+	return s
+}
+
+// standard is a server of net/http, of whose connections of lets the gate find its own.
+func (g *Gateway) standard(base context.Context, protocols *http.Protocols, of func(context.Context, net.Conn) context.Context) *http.Server {
+	return &http.Server{
 		Handler:                      g,
-		ConnContext:                  wire.ConnContext,
+		ConnContext:                  of,
 		BaseContext:                  func(net.Listener) context.Context { return base },
 		IdleTimeout:                  g.config.Limits.IdleTimeout,
 		MaxHeaderBytes:               g.config.Limits.wire().MaxHeaderBytes(),
@@ -37,33 +85,31 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 		Protocols:                    protocols,
 		ErrorLog:                     slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
-	limited := newListener(l, g)
-	watching, unwatch := context.WithCancel(context.Background())
-	var watch sync.WaitGroup
-	watch.Go(func() { g.watch(watching) })
-	defer watch.Wait()
-	defer unwatch()
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(limited) }()
-	select {
-	case err := <-ended:
-		server.Close()
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-	}
-	g.drain(server, end)
-	limited.wait()
-	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve: %w", err)
-	}
-	return nil
+}
+
+// close ends everything at once.
+func (s *server) close() {
+	s.doors.close()
+	s.one.Close()
+	s.two.Close()
+}
+
+// shutdown lets requests in flight end.
+func (s *server) shutdown(ctx context.Context) error {
+	s.doors.close()
+	var both [2]error
+	var wait sync.WaitGroup
+	wait.Go(func() { both[0] = s.one.Shutdown(ctx) })
+	wait.Go(func() { both[1] = s.two.Shutdown(ctx) }) // says GOAWAY
+	wait.Wait()
+	return errors.Join(both[:]...)
 }
 
 // drain waits for requests in flight, tunnels too, then ends them.
-func (g *Gateway) drain(server *http.Server, end context.CancelCauseFunc) {
+func (g *Gateway) drain(s *server, end context.CancelCauseFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.config.Limits.DrainTimeout)
 	defer cancel()
-	err := server.Shutdown(ctx)
+	err := s.shutdown(ctx)
 	if err == nil {
 		err = g.quiet(ctx) // Shutdown knows nothing of hijacked connections
 	}
@@ -71,10 +117,14 @@ func (g *Gateway) drain(server *http.Server, end context.CancelCauseFunc) {
 		g.log.Warn("draining took too long: requests in flight are ended", "requests", g.inFlight.Load())
 	}
 	end(errDraining)
+	interruptHTTP1(s.one)
 	ctx, cancel = context.WithTimeout(context.Background(), closeGrace)
 	defer cancel()
 	g.quiet(ctx)
-	server.Close()
+	if err != nil {
+		s.two.Shutdown(ctx) // what the ended streams were told is still on its way
+	}
+	s.close()
 }
 
 // quiet waits until no request is in flight.
@@ -90,55 +140,3 @@ func (g *Gateway) quiet(ctx context.Context) error {
 	}
 	return nil
 }
-
-// listener hands out wires, and no more at once than may be open.
-type listener struct {
-	net.Listener
-	g      *Gateway
-	tls    *tls.Config
-	slots  chan struct{}
-	closed chan struct{}
-	once   sync.Once
-	open   sync.WaitGroup
-}
-
-func newListener(l net.Listener, g *Gateway) *listener {
-	made := &listener{Listener: l, g: g, slots: make(chan struct{}, g.config.Limits.Connections), closed: make(chan struct{})}
-	if c := g.config.TLS; c != nil {
-		made.tls = c.Clone()
-		made.tls.NextProtos = []string{"http/1.1"}
-		if made.tls.ClientAuth != tls.NoClientCert {
-			made.tls.SessionTicketsDisabled = true // a certificate is shown on each connection, or not at all
-		}
-	}
-	return made
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	if l.tls != nil {
-		c = tls.Server(c, l.tls)
-	}
-	l.open.Add(1)
-	return wire.New(c, l.g.config.Limits.wire(), func() {
-		<-l.slots
-		l.open.Done()
-	}), nil
-}
-
-func (l *listener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-// wait waits until every connection has been closed.
-func (l *listener) wait() { l.open.Wait() }

@@ -143,7 +143,7 @@ func (u *upgraded) CloseWrite() error {
 
 func (u *upgraded) Close() (err error) {
 	u.closed.Do(func() {
-		switch code := ended(u.x.ctx); {
+		switch code := u.x.ended(); {
 		case code == "" || u.Conn == nil:
 		case code == codeStreamEnded:
 			u.bye(frames.GoingAway, "going away")

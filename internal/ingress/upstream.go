@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 const (
 	dialTimeout    = 5 * time.Second
 	continueWait   = time.Second     // for the service's 100 Continue, before the body is sent without
+	idleHTTP2      = time.Minute     // a service that has had enough says so
 	idleUpstream   = 4 * time.Second // Node closes an idle connection after 5 s: we are first, or a request meets the close
 	maxAnswerBytes = 64 << 10        // of a response header
 	copyBuffer     = 32 << 10
@@ -24,28 +26,36 @@ const (
 // for the latter its requests must have gone through sendOnce.
 type transport struct {
 	http    *http.Transport
+	calls   *http.Transport // for gRPC: it waits for an answer's header as long as the client does
+	grpc    bool            // the service speaks HTTP/2
 	scheme  string
 	host    string
 	buffers buffers
 	hygiene hygiene
 }
 
-func newTransport(u *url.URL, l Limits) (*transport, error) {
-	network, address, err := dialTarget(u)
+func newTransport(c Config) (*transport, error) {
+	u, l := c.Upstream, c.Limits
+	if c.AskOnly && u == nil {
+		none := &http.Transport{DialContext: nowhere}
+		return &transport{http: none, calls: none, scheme: "http", host: "service", hygiene: newHygiene()}, nil
+	}
+	to, err := dialTarget(u)
 	if err != nil {
 		return nil, err
 	}
 	dialer := net.Dialer{Timeout: dialTimeout}
-	t := &transport{scheme: "http", host: "service", hygiene: newHygiene()}
-	if network == "tcp" {
+	t := &transport{scheme: "http", host: "service", grpc: to.http2, hygiene: newHygiene()}
+	if to.network == "tcp" {
 		t.host = u.Host
 	}
 	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
+	protocols.SetHTTP1(!to.http2)
+	protocols.SetUnencryptedHTTP2(to.http2)
 	t.http = &http.Transport{
 		Proxy: nil,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			c, err := dialer.DialContext(ctx, network, address)
+			c, err := dialer.DialContext(ctx, to.network, to.address)
 			if err != nil {
 				return nil, err
 			}
@@ -60,7 +70,27 @@ func newTransport(u *url.URL, l Limits) (*transport, error) {
 		ExpectContinueTimeout:  continueWait,
 		MaxResponseHeaderBytes: maxAnswerBytes,
 	}
+	t.calls = t.http
+	if to.http2 {
+		t.http.IdleConnTimeout = idleHTTP2
+		t.calls = t.http.Clone()
+		t.calls.ResponseHeaderTimeout = 0
+	}
 	return t, nil
+}
+
+// of is the way that a request takes.
+func (t *transport) of(x *exchange) http.RoundTripper {
+	if x.grpc {
+		return t.calls
+	}
+	return t.http
+}
+
+// close lets go of connections that nobody uses.
+func (t *transport) close() {
+	t.http.CloseIdleConnections()
+	t.calls.CloseIdleConnections()
 }
 
 // sendOnce keeps http.Transport from sending a request twice because of a header: by its key Idempotency-Key or
@@ -76,20 +106,36 @@ func sendOnce(h http.Header) {
 	}
 }
 
-// dialTarget reads http://host:port or unix:///path.
-func dialTarget(u *url.URL) (network, address string, err error) {
-	switch {
-	case u == nil:
-		return "", "", fmt.Errorf("there is no upstream")
-	case u.Scheme == "unix" && u.Host == "" && len(u.Path) > 1:
-		return "unix", u.Path, nil
-	case u.Scheme == "http" && u.Hostname() != "" && (u.Path == "" || u.Path == "/") && u.RawQuery == "" && u.User == nil:
-		if u.Port() == "" {
-			return "tcp", net.JoinHostPort(u.Hostname(), "80"), nil
-		}
-		return "tcp", u.Host, nil
+// nowhere is the way to a service that there is none of.
+func nowhere(context.Context, string, string) (net.Conn, error) {
+	return nil, &net.OpError{Op: "dial", Err: errors.New("there is no upstream")}
+}
+
+// place is where the service is, and whether it speaks HTTP/2, which it then does without having been asked (RFC 9113, section
+// 3.3).
+type place struct {
+	network, address string
+	http2            bool
+}
+
+// dialTarget reads http://host:port, unix:///path, h2c://host:port or unix+h2c:///path.
+func dialTarget(u *url.URL) (place, error) {
+	if u == nil {
+		return place{}, errors.New("there is no upstream")
 	}
-	return "", "", fmt.Errorf("upstream %s is neither http://HOST:PORT nor unix:///PATH", u.Redacted())
+	p := place{http2: u.Scheme == "h2c" || u.Scheme == "unix+h2c"}
+	switch {
+	case (u.Scheme == "unix" || u.Scheme == "unix+h2c") && u.Host == "" && len(u.Path) > 1:
+		p.network, p.address = "unix", u.Path
+		return p, nil
+	case (u.Scheme == "http" || u.Scheme == "h2c") && u.Hostname() != "" && (u.Path == "" || u.Path == "/") && u.RawQuery == "" && u.User == nil:
+		p.network, p.address = "tcp", u.Host
+		if u.Port() == "" {
+			p.address = net.JoinHostPort(u.Hostname(), "80")
+		}
+		return p, nil
+	}
+	return place{}, fmt.Errorf("upstream %s is none of http://HOST:PORT, unix:///PATH, h2c://HOST:PORT and unix+h2c:///PATH", u.Redacted())
 }
 
 // patientConn gives the service a bounded time to take each write: one that stops reading would hold us for ever.

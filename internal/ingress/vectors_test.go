@@ -12,9 +12,14 @@ import (
 )
 
 // T01 to T47: every token of the shared vectors, sent to the gate. What the verifier refuses is a 401 with its reason, on
-// record once, and nothing of it reaches the service; what it accepts is let in.
-func TestTokenVectors(t *testing.T) {
-	data, err := os.ReadFile("../../testdata/vectors/tokens.json")
+// record once, and nothing of it reaches the service; what it accepts is let in, again and again.
+func TestTokenVectors(t *testing.T) { sendVectors(t, "../../testdata/vectors/tokens.json") }
+
+// T48, and ID tokens: the same for each kind of issuer.
+func TestKindVectors(t *testing.T) { sendVectors(t, "../../testdata/vectors/kinds.json") }
+
+func sendVectors(t *testing.T, path string) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,6 +35,9 @@ func TestTokenVectors(t *testing.T) {
 			Required    []string
 			Only        []string
 			ScopeClaim  string `json:"scope_claim"`
+			Kind        string
+			BoundTo     string `json:"bound_to"`
+			TrustDomain string `json:"trust_domain"`
 			JWKS        json.RawMessage
 		}
 		Cases []struct {
@@ -51,9 +59,10 @@ func TestTokenVectors(t *testing.T) {
 			Issuer: i.Issuer, Audience: i.Audience, Algorithms: i.Algorithms, TokenTypes: i.TokenTypes,
 			MaxLifetime: time.Duration(i.MaxLifetime) * time.Second, Leeway: time.Duration(i.Leeway) * time.Second,
 			Required: i.Required, Only: i.Only, ScopeClaim: i.ScopeClaim, Keys: bearer.Keys{File: keys},
+			Kind: i.Kind, BoundTo: i.BoundTo, TrustDomain: i.TrustDomain,
 		})
 	}
-	verifier, err := bearer.NewVerifier(issuers, bearer.Options{Now: clock})
+	verifier, err := bearer.NewVerifier(issuers, bearer.Options{Now: clock, Remember: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +71,7 @@ func TestTokenVectors(t *testing.T) {
 		s.config.Rules.Verifier = verifier
 		s.config.Now = clock
 	})
+	const uses = 3 // of a token that is accepted; the third one is remembered
 	accepted := 0
 	for _, c := range file.Cases {
 		if c.Valid {
@@ -87,12 +97,17 @@ func TestTokenVectors(t *testing.T) {
 		if !c.Valid {
 			continue
 		}
-		if a, _ := s.ask(get("/events", bearerHeader(c.Token))); a.StatusCode != 200 {
-			t.Errorf("%s: answered %d %s", c.Name, a.StatusCode, a.code)
+		for range uses {
+			if a, _ := s.ask(get("/events", bearerHeader(c.Token))); a.StatusCode != 200 {
+				t.Errorf("%s: answered %d %s", c.Name, a.StatusCode, a.code)
+			}
 		}
 	}
-	s.settled(len(file.Cases))
-	if n := s.service.Requests(); n != accepted || n < 10 {
-		t.Errorf("%d requests reached the service, want %d", n, accepted)
+	s.settled(len(file.Cases) + (uses-1)*accepted)
+	if n := s.service.Requests(); n != uses*accepted || n < 10 {
+		t.Errorf("%d requests reached the service, want %d", n, uses*accepted)
+	}
+	if hits, _, _, _ := verifier.Remembered(); hits < uint64(accepted)-1 { // one lives by the leeway alone
+		t.Errorf("%d hits, want one of each token that is accepted", hits)
 	}
 }

@@ -139,6 +139,9 @@ func decision(l *Line) []string {
 		parts = append(parts, label("token ", d.TokenID), label("token digest ", d.Digest), label("subject ", d.Subject), label("client ", d.Client),
 			label("session ", d.Session), label("key ", d.KeyID), label("of ", d.Issuer), label("by ", d.By), d.Reason)
 	}
+	if l.Point == "run" {
+		parts = append(parts, label("by ", d.By))
+	}
 	if l.Point != "egress" && l.Point != "sandbox" {
 		parts = append(parts, label("from ", l.Source))
 	}
