@@ -20,12 +20,19 @@ type resource struct {
 // client is a client of the authorization server; its secret is its name.
 type client struct {
 	ID       string         `json:"id"`
-	Secret   string         `json:"secret"`
+	Secret   string         `json:"secret,omitempty"`
 	Lifetime int            `json:"lifetime,omitempty"` // of its tokens, in seconds; 600 when zero
 	Claims   map[string]any `json:"claims,omitempty"`
 	Exchange *exchanges     `json:"exchange,omitempty"`
 	DPoP     bool           `json:"dpop,omitempty"` // its tokens are bound to a key
 	MTLS     bool           `json:"mtls,omitempty"` // its tokens are bound to the certificate of its connection
+
+	// How it proves itself, unless by its secret: by a key, or by a certificate of this subject that authorities below trust.
+	JWK map[string]string `json:"jwk,omitempty"`
+	DN  string            `json:"dn,omitempty"`
+	// Signed is the algorithm by which answers about tokens are signed for it, where it asks for that.
+	Signed string `json:"signed,omitempty"`
+	ca     []byte // that trusts its certificate, PEM
 }
 
 // exchanges are the tokens that a client may exchange: those for one resource, and which scopes of others each of their
@@ -40,21 +47,28 @@ type authServer struct {
 	Issuer  string `json:"issuer"`
 	Control string `json:"control"`
 	Secure  string `json:"secure"` // with TLS, where it asks for a certificate
+	cert    []byte // of that, PEM
 }
 
 func startAuthServer(t testing.TB, resources []resource, clients ...client) *authServer {
 	t.Helper()
+	var ca []byte
 	for i := range clients {
-		clients[i].Secret = clients[i].ID
+		if clients[i].JWK == nil && clients[i].DN == "" {
+			clients[i].Secret = clients[i].ID
+		}
+		ca = append(ca, clients[i].ca...)
 	}
 	cert, key := selfSigned(t)
-	config, err := json.Marshal(map[string]any{
-		"resources": resources, "clients": clients, "tls": map[string]string{"cert": string(cert), "key": string(key)},
-	})
+	over := map[string]string{"cert": string(cert), "key": string(key)}
+	if ca != nil {
+		over["ca"] = string(ca)
+	}
+	config, err := json.Marshal(map[string]any{"resources": resources, "clients": clients, "tls": over})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := new(authServer)
+	s := &authServer{cert: cert}
 	startNode(t, s, "authserver", string(config))
 	return s
 }

@@ -21,8 +21,8 @@ type gate struct {
 	stop func()      // drains, and ends everything
 }
 
-// startGate puts the gateway in front of a service.
-func startGate(t testing.TB, upstream, issuer, audience string, routes []policy.Route) *gate {
+// startGate puts the gateway in front of a service, with an engine of its configuration's.
+func startGate(t testing.TB, engine, upstream, issuer, audience string, routes []policy.Route) *gate {
 	t.Helper()
 	to, err := url.Parse(upstream)
 	if err != nil {
@@ -41,7 +41,7 @@ func startGate(t testing.TB, upstream, issuer, audience string, routes []policy.
 	g := &gate{book: new(transcript)}
 	log := audit.New(g.book, audit.Config{})
 	gateway, err := ingress.New(ingress.Config{
-		Upstream: to, Audit: log, Rules: ingress.Rules{Policy: p, Verifier: v},
+		Upstream: to, Audit: log, Rules: ingress.Rules{Policy: p, Verifier: v}, Engine: engine,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +88,8 @@ func TestDifferential(t *testing.T) {
 			b := startBackend(t, router)
 			for k, open := range []bool{false, true} {
 				t.Run(map[bool]string{false: "closed", true: "open"}[open], func(t *testing.T) {
-					g := startGate(t, b.URL, as.Issuer, fuzzAudience, fuzzRoutes(open))
+					engine := []string{"net/http", "http1"}[(i+k)%2] // each before every router
+					g := startGate(t, engine, b.URL, as.Issuer, fuzzAudience, fuzzRoutes(open))
 					differ(t, g, b, token, newGenerator(fuzzSeed(t)+uint64(2*i+k)), open)
 				})
 			}

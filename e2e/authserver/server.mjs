@@ -7,11 +7,13 @@
 //   port       where to listen on 127.0.0.1; 0 or absent lets the kernel choose
 //   resources  [{resource, algorithm, scopes}]: protected resources (RFC 8707), the signature algorithm of their
 //              tokens (ES256 or RS256; opaque for tokens that are introspected) and the scopes they know
-//   clients    [{id, secret, lifetime, claims, exchange, dpop, mtls}]: clients of the client credentials grant, the lifetime of their
+//   clients    [{id, secret, lifetime, claims, exchange, dpop, mtls, jwk, dn, signed}]: clients of the client credentials grant, the lifetime of their
 //              tokens in seconds (600 when absent), claims that their tokens carry beside those of RFC 9068, what they
 //              may exchange (exchange.mjs), and whether their tokens are bound to a key (RFC 9449) or to the certificate of
-//              their connection (RFC 8705). Each may introspect (RFC 7662) and revoke (RFC 7009).
-//   tls        {cert, key}: PEM; when there, it listens on another port too, where it asks for a certificate
+//              their connection (RFC 8705). Each may introspect (RFC 7662) and revoke (RFC 7009). One with a jwk proves itself
+//              by that key (RFC 7523), one with a dn by a certificate of that subject (RFC 8705), else by its secret; signed is the
+//              algorithm by which answers about tokens are signed for it (RFC 9701), if it asks for that.
+//   tls        {cert, key, ca}: PEM; when there, it listens on another port too, where it asks for a certificate; those of ca are trusted
 //
 // When it listens it prints one line, {"issuer": URL, "control": URL, "secure": URL}, and it ends when its standard input does, so that it
 // cannot outlive the test that started it.
@@ -79,16 +81,26 @@ class Adapter {
   async revokeByGrantId() { throw new Error('no grant has an id here'); }
 }
 
+// authentication is how a client proves itself.
+function authentication(c) {
+  if (c.jwk) return { token_endpoint_auth_method: 'private_key_jwt', jwks: { keys: [c.jwk] } };
+  if (c.dn) return { token_endpoint_auth_method: 'tls_client_auth', tls_client_auth_subject_dn: c.dn };
+  return { token_endpoint_auth_method: 'client_secret_basic' };
+}
+
 function build(issuer) {
   const provider = new Provider(issuer, {
     jwks: { keys: [...signing, ...(waiting ?? []), ...retiring] },
     clients: [...clients.values()].map((c) => ({
       client_id: c.id, client_secret: c.secret,
       grant_types: ['client_credentials', ...(c.exchange ? [GRANT] : [])], response_types: [], redirect_uris: [],
-      token_endpoint_auth_method: 'client_secret_basic',
+      ...authentication(c),
+      ...(c.signed && { introspection_signed_response_alg: c.signed }),
       dpop_bound_access_tokens: c.dpop === true,
       tls_client_certificate_bound_access_tokens: c.mtls === true,
     })),
+    clientAuthMethods: ['client_secret_basic', 'private_key_jwt', 'tls_client_auth'],
+    enabledJWA: { introspectionSigningAlgValues: ['ES256', 'RS256'] },
     scopes: [...new Set([...resources.values()].flatMap((r) => r.scopes))],
     ttl: { ClientCredentials: (_ctx, _token, client) => clients.get(client.clientId).lifetime ?? 600 },
     extraTokenClaims: (_ctx, token) => actor(token) ?? clients.get(token.clientId)?.claims,
@@ -97,11 +109,16 @@ function build(issuer) {
       devInteractions: { enabled: false },
       clientCredentials: { enabled: true },
       introspection: { enabled: true, allowedPolicy: () => true },
+      jwtIntrospection: { enabled: true },
       revocation: { enabled: true, allowedPolicy: () => true },
       dPoP: { enabled: true },
       mTLS: {
         enabled: true,
         certificateBoundAccessTokens: true,
+        tlsClientAuth: true,
+        certificateAuthorized: (ctx) => ctx.socket.authorized === true,
+        certificateSubjectMatches: (ctx, property, expected) => property === 'tls_client_auth_subject_dn'
+          && ctx.socket.getPeerX509Certificate().subject === expected,
         getCertificate: (ctx) => ctx.socket.getPeerX509Certificate?.()?.toString(),
       },
       resourceIndicators: {
